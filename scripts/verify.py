@@ -1,0 +1,175 @@
+"""`make verify` and `make endure`: the checks that take long or need something that not every machine has.
+
+Every step ends as passed, failed or skipped. What could not run is printed as ``skipped: why`` and counted; a test
+that pytest skips counts too, so that a green end never hides what nobody looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LAB = ROOT / ".lab"
+#: What the laboratory takes at its largest, wheels still unpacked (measured 2026-11: 3 GB installed).
+LAB_BYTES = 9 * 2**30
+NOTHING_COLLECTED = 5  # pytest's exit status
+
+
+@dataclass
+class Outcome:
+    """What a step came to: counts of tests (a step that is no test run counts as one) and the reasons of the skips."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    run: Callable[[float], Outcome]  # is told how many seconds it may take
+    needs_s: float = 30
+
+
+def pytest_step(markers: str, *arguments: str) -> Callable[[float], Outcome]:
+    def run(seconds: float) -> Outcome:
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            command = [sys.executable, "-m", "pytest", "-q", "-m", markers, f"--junitxml={report}", *arguments]
+            try:
+                status = run_in_group(command, seconds)
+            except TimeoutError:
+                return Outcome(skipped=[f"stopped after {seconds:.0f} s, the time that was left"])
+            if status == NOTHING_COLLECTED:
+                return Outcome(skipped=["there are no such tests yet"])
+            if not report.exists():
+                return Outcome(failed=1)
+            return read_report(report, status)
+
+    return run
+
+
+def read_report(report: Path, status: int) -> Outcome:
+    """Counts of a JUnit report that pytest has just written."""
+    outcome = Outcome()
+    for case in ElementTree.parse(report).getroot().iter("testcase"):  # noqa: S314 (our own file)
+        skip = case.find("skipped")
+        if skip is not None:
+            outcome.skipped.append(f"{case.get('name')}: {skip.get('message', 'no reason given')}")
+        elif case.find("failure") is not None or case.find("error") is not None:
+            outcome.failed += 1
+        else:
+            outcome.passed += 1
+    if status and not outcome.failed:
+        outcome.failed = 1
+    return outcome
+
+
+def run_in_group(command: Sequence[str], seconds: float) -> int:
+    """Runs a command in a process group of its own and ends the whole group when the time is over.
+
+    Raises TimeoutError then.
+    """
+    with subprocess.Popen(command, cwd=ROOT, process_group=0) as process:
+        try:
+            return process.wait(seconds)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as interruption:
+            for number in (2, 15, 9):
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(15)
+                except subprocess.TimeoutExpired:
+                    continue
+                except ProcessLookupError:
+                    pass
+                break
+            if isinstance(interruption, KeyboardInterrupt):
+                raise
+            raise TimeoutError(f"{command[0]} did not end within {seconds:.0f} s") from interruption
+
+
+def laboratory(seconds: float) -> Outcome:
+    """The real server: installed when it is missing, then faults are run and their captures diagnosed."""
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        return Outcome(skipped=["the CPU build of vLLM is for Linux on x86-64"])
+    installed = (LAB / "model" / "model.safetensors").exists()
+    if not installed and shutil.disk_usage(ROOT).free < LAB_BYTES:
+        return Outcome(skipped=[f"the laboratory needs {LAB_BYTES >> 30} GiB of free disk"])
+    started = time.monotonic()
+    try:
+        status = run_in_group([str(ROOT / "scripts/lab_setup.sh"), str(LAB)], seconds)
+    except TimeoutError as late:
+        return Outcome(skipped=[str(late)])
+    if status:
+        return Outcome(skipped=[f"the laboratory could not be installed (exit status {status}, see above)"])
+    return pytest_step("lab")(seconds - (time.monotonic() - started))
+
+
+def wheel(seconds: float) -> Outcome:
+    """A wheel holds the compiled knowledge and the data beside the code, and no test."""
+    with tempfile.TemporaryDirectory() as folder:
+        status = run_in_group([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], seconds)
+        built = list(Path(folder).glob("*.whl"))
+        if status or len(built) != 1:
+            return Outcome(failed=1)
+        with zipfile.ZipFile(built[0]) as archive:
+            names = archive.namelist()
+    wanted = ("knowledge/_compiled.json", "knowledge/intents.yaml", "knowledge/py.typed", "assistant/faces/cli/main.py")
+    missing = [name for name in wanted if name not in names]
+    foreign = [name for name in names if name.startswith(("tests/", "scripts/", ".lab/"))]
+    for problem in [f"missing in the wheel: {name}" for name in missing] + [f"not wanted: {name}" for name in foreign]:
+        print(problem)
+    return Outcome(failed=1) if missing or foreign else Outcome(passed=1)
+
+
+VERIFY = [
+    Step("wheel", wheel),
+    Step("slow tests", pytest_step("slow and not lab and not postgres and not endure", "--fuzz-seconds=20"), 120),
+    Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
+    Step("real vLLM server", laboratory, 300),
+]
+ENDURE = [
+    Step("fuzz, soak and kill runs", pytest_step("(slow or endure) and not lab", "--fuzz-seconds=900"), 900),
+    Step("real vLLM server", laboratory, 300),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--endure", action="store_true", help="the long runs instead of the short ones")
+    parser.add_argument("--seconds", type=float, default=3600, help="what the whole may take")
+    options = parser.parse_args()
+    end = time.monotonic() + options.seconds
+    results: list[tuple[str, Outcome, float]] = []
+    for step in ENDURE if options.endure else VERIFY:
+        left, started = end - time.monotonic(), time.monotonic()
+        print(f"\n== {step.name}", flush=True)
+        if left < step.needs_s:
+            outcome = Outcome(skipped=[f"{left:.0f} s are left, it needs about {step.needs_s:.0f} s"])
+        else:
+            outcome = step.run(left)
+        results.append((step.name, outcome, time.monotonic() - started))
+
+    print("\n== summary")
+    for name, outcome, seconds in results:
+        counts = f"passed {outcome.passed:5}  failed {outcome.failed:3}  skipped {len(outcome.skipped):3}"
+        print(f"{name:26} {counts}  {seconds:6.0f} s")
+        for why, times in Counter(outcome.skipped).items():
+            print(f"  skipped: {why}" + (f" ({times} times)" if times > 1 else ""))
+    return 1 if any(outcome.failed for _, outcome, _ in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

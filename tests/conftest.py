@@ -1,0 +1,42 @@
+"""What all tests share: the captured logs of a real server, and how long fuzzing may take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parent / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=2.0,
+        help="how long each fuzz test goes on (make verify: 20, make endure: 900)",
+    )
+
+
+@pytest.fixture
+def fuzz_seconds(request: pytest.FixtureRequest) -> float:
+    """Seconds that one fuzz test may take."""
+    return float(request.config.getoption("--fuzz-seconds"))
+
+
+@pytest.fixture(scope="session")
+def captured() -> Path:
+    """The folder of the logs that a real server printed; its manifest.yaml names the cause of each."""
+    return DATA / "lab"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests see neither the developer's settings nor write into the developer's home."""
+    for name in [n for n in os.environ if n.startswith("VLLM_DIAGNOSE_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
