@@ -1,0 +1,53 @@
+"""What a person wrote around the log lines that they pasted."""
+
+from __future__ import annotations
+
+import re
+
+from tools.logs.blocks import exception_of
+from tools.logs.prefix import clean, parse_prefix, strip_ansi
+from tools.logs.stages import read_progress
+
+_FRAME = re.compile(r'\s*(?:\||\+)?\s*File "[^"]+", line \d+')
+_CARET = re.compile(r"[\s|]*[\^~]{2,}[\s^~]*$")
+_TABLE = re.compile(r"[|+][-=+|\s]{6,}|\|.{10,}\|\s*$")
+_NOISE = re.compile(
+    r"Traceback \(most recent call last\)|During handling of the above exception|The above exception was the direct cause"
+    r"|^\S+\.py:\d+: \w*Warning|^```|^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d|^\S+:\d+:\d+ \[\d+\] NCCL"
+)
+
+
+def prose_of(text: str) -> str:
+    """``text`` without its log lines, tracebacks and tables; blank lines in a row become one."""
+    kept: list[str] = []
+    in_traceback = False
+    for raw in text.splitlines():
+        line = clean(raw).rstrip()
+        if "Traceback (most recent call last)" in line:
+            in_traceback = True
+            continue
+        if in_traceback:
+            if not line.strip() or line[:1] in " \t|":
+                continue
+            in_traceback = False
+        if is_log_line(line):
+            continue
+        if line.strip() or (kept and kept[-1]):
+            kept.append(line.strip())
+    return "\n".join(kept).strip()
+
+
+def is_log_line(line: str) -> bool:
+    """Whether a program printed ``line``, judged by its prefix and form alone."""
+    text = strip_ansi(line)
+    prefix = parse_prefix(text)
+    if prefix.level is not None and (prefix.clock or prefix.origin in ("uvicorn", "nccl", "ray")):
+        return True
+    if (prefix.process and "pid=" in prefix.process) or prefix.origin == "kernel":
+        return True
+    if (prefix.process or "").startswith("rank"):
+        return True
+    return bool(
+        _FRAME.match(text) or _CARET.match(text) or _TABLE.match(text) or _NOISE.search(text)
+        or exception_of(text.strip()) or read_progress(text)
+    )  # fmt: skip

@@ -1,0 +1,382 @@
+"""Reads one source: hits of the scanner become lines, lines become messages, tracebacks, runs and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tools.evidence import Origin
+from tools.logs import scan
+from tools.logs.access import count_answered, read_access, refused_lines
+from tools.logs.blocks import HEADER
+from tools.logs.commands import read_banner
+from tools.logs.cursor import HEAD_BYTES, Cursor, decoded, head_of, line_end
+from tools.logs.hits import HitLines, Line
+from tools.logs.judge import FAILING, Judge
+from tools.logs.kernel import read_kernel
+from tools.logs.prefix import Prefix, parse_prefix, strip_ansi
+from tools.logs.runs import HEADS, Run
+from tools.logs.scan import Match, Scanner
+from tools.logs.shapes import ReadOptions
+from tools.logs.source import Chunk
+from tools.logs.stages import STAGE_OF_MESSAGE, read_progress
+from tools.logs.tracebacks import Tracebacks
+
+#: How much of a very long line is looked at: its head, and the surroundings of every hit.
+_LONG_LINE = 16_384
+_AROUND = 2_048
+#: Lines that are looked at for times and process names where a run begins.
+_SURVEY_LINES = 400
+_SURVEY_BYTES = 20_000
+#: Requests are counted exactly in so many chunks, in every fourth one after that.
+_COUNTED_CHUNKS = 32
+#: Statistics lines of a chunk's end that are kept to be read when the run ends.
+_LAST_STATS = 24
+_MOST_RUNS = 300
+#: Lines of the access log, which are part of no traceback.
+_ROUTINE_HEAD = b"INFO:     "
+
+
+class SourceReader:
+    """Reads the chunks of one source in order; ``run`` is the run being read, ``runs`` those before it.
+
+    Call :meth:`feed` for every chunk and :meth:`finish` once. ``year`` completes stamps that state none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        scanner: Scanner,
+        options: ReadOptions,
+        year: int,
+        redact: Callable[[str], str],
+        pasted: bool = False,
+    ) -> None:
+        self.name = name
+        self.year = year
+        self.runs: list[Run] = []
+        self.skipped_runs = 0
+        self._scanner = scanner
+        self._options = options
+        self._redact = redact
+        self._pasted = pasted
+        self._cursor = Cursor(year)
+        self._hit_lines = HitLines(scanner)
+        self.run = Run(name, 1, 1)
+        self._judge = Judge(self.run, self._cursor.at, redact)
+        self._tracebacks = Tracebacks(lambda: self._judge, strict=pasted)
+        self._fresh = True  # the run's beginning was not surveyed yet
+        self._past_until = False
+        self._accessed = 0
+        self._segment = 0  # where the current run begins in the chunk
+        self._chunk_kinds: set[int] = set()
+        self._last_stats: list[tuple[int, bytes]] = []
+
+    @property
+    def bytes(self) -> int:
+        """How much was read, in bytes of plain text."""
+        return self._cursor.bytes
+
+    def feed(self, chunk: Chunk) -> None:
+        """Read the next chunk."""
+        data, size = chunk.data, chunk.size
+        self._cursor.enter(chunk)
+        low, high = self._window(data, size)
+        if low < high:
+            self._read(data, low, high, self._scanner.scan(data, size))
+        self._cursor.leave(data, size)
+
+    def settle(self) -> None:
+        """Nothing more came for a while: judge what is still open (used while following a log)."""
+        self._tracebacks.close_all()
+        self._judge.flush_all()
+
+    def finish(self) -> None:
+        """The source is read to its end, or as far as time allowed."""
+        self.settle()
+        self._end_stats()
+        self.runs.append(self.run)
+
+    def _read(self, data: bytearray, low: int, high: int, hits: list[tuple[int, int]]) -> None:
+        self._segment = low
+        structural, kinds = self._scanner.structural, self._scanner.structure_kinds
+        self._chunk_kinds = {kinds[identity] for _, identity in hits if identity < structural}
+        if self._fresh:
+            self._survey(data, low, high)
+        lines = self._hit_lines.lines(data, low, high, hits)
+        place, position, total = 0, low, len(lines)
+        while True:
+            if not self._tracebacks:
+                while place < total and lines[place][0] < position:
+                    place += 1
+                if place >= total:
+                    break
+                line = lines[place]
+                place += 1
+                self._line(data, line)
+                position = line[1] + 1
+                continue
+            if position >= high:
+                break
+            end = line_end(data, position, high)
+            ids: tuple[int, ...] = ()
+            while place < total and lines[place][0] <= position:
+                if lines[place][0] == position:
+                    ids = lines[place][2]
+                place += 1
+            self._walk(data, position, end, ids)
+            position = end + 1
+        self._end_segment(data, high)
+
+    def _end_segment(self, data: bytearray, high: int) -> None:
+        """A chunk, or a run inside it, ends at ``high``."""
+        run = self.run
+        self._count_access(data, self._segment, high)
+        if scan.STATS in self._chunk_kinds and self._scanner.thrifty:
+            self._keep_stats(data, self._segment, high)
+        last = self._cursor.last_clock(data, self._segment, high)
+        if last is not None:
+            run.last_at = self._cursor.at(last) or run.last_at
+        run.last_line = max(run.first_line, self._cursor.absolute(data, max(0, high - 1)))
+        run.bytes = self._cursor.bytes + high - run.first_byte
+
+    # -- lines ---------------------------------------------------------------------------------------------------
+
+    def _text(self, data: bytearray, start: int, end: int, ids: tuple[int, ...]) -> str:
+        if end - start <= _LONG_LINE:
+            return strip_ansi(decoded(data[start:end]))
+        pieces = [decoded(data[start : start + HEAD_BYTES])]
+        for offset, identity in self._scanner.scan_piece(data, start, end):
+            if identity in ids and len(pieces) < 8:
+                pieces.append(decoded(data[max(start, offset - _AROUND) : min(end, offset + _AROUND)]))
+        return strip_ansi(" ... ".join(pieces))
+
+    def _line(self, data: bytearray, line: Line) -> None:
+        """A line with hits that is part of no open traceback."""
+        start, end, ids = line
+        for segment in _segments(self._text(data, start, end, ids)):
+            self._segment_of_line(data, start, end, segment, ids)
+
+    def _segment_of_line(self, data: bytearray, start: int, end: int, text: str, ids: tuple[int, ...]) -> None:
+        prefix = parse_prefix(text)
+        body = text[prefix.body :]
+        kinds = self._kinds(ids)
+        if scan.BANNER in kinds:
+            self._banner(data, start, end, text, prefix)
+        if prefix.process is not None:
+            self._identify(prefix)
+        number = self._cursor.number(data, start)
+        if scan.PROCESS in kinds and text.startswith("Process ") and text.rstrip().endswith(":"):
+            self._tracebacks.name_next(number, text.rstrip()[8:-1])
+        matches = self._matches(ids, prefix, text, body)
+        self._structure(kinds, prefix, text, body, number, data, start)
+        header = body.find(HEADER) if scan.TRACEBACK in kinds else -1
+        if header == 0 or header > 0 and prefix.level not in ("INFO", "DEBUG"):
+            clock = self._cursor.clock_at(data, start, prefix)
+            self._tracebacks.open(prefix, body, text, number, clock, matches)
+            return
+        if matches:
+            clock = self._cursor.clock_at(data, start, prefix)
+            for match in matches:
+                self._judge.occurs(match, number, clock, prefix.process, text)
+                self.run.stages.enter(STAGE_OF_MESSAGE.get(match.message.id, ""), clock, number)
+        self._judge.line(prefix, body, text, number, matches, self._pasted)
+
+    def _walk(self, data: bytearray, start: int, end: int, ids: tuple[int, ...]) -> None:
+        """One line while at least one traceback is open."""
+        self._tracebacks.walked()
+        if ids or not data.startswith(_ROUTINE_HEAD, start):
+            text = self._text(data, start, end, ids)
+            if text.endswith("\r"):
+                text = text[:-1]
+            number = self._cursor.number(data, start)
+            taken = self._tracebacks.take(text, number)
+            if taken is None:
+                if ids:
+                    self._line(data, (start, end, ids))
+            elif ids and max(ids) >= self._scanner.structural:
+                block, body = taken
+                found = self._confirmed(ids, body)
+                if any(match.message.kind == "harmless" for match in found):
+                    found = [match for match in found if match.message.kind not in FAILING]
+                self._tracebacks.attach(block, tuple(found), number, text, block.complete)
+        self._cursor.step(start, end)
+
+    def _kinds(self, ids: tuple[int, ...]) -> set[int]:
+        structural, kinds = self._scanner.structural, self._scanner.structure_kinds
+        return {kinds[identity] for identity in ids if identity < structural}
+
+    def _confirmed(self, ids: tuple[int, ...], text: str) -> list[Match]:
+        structural = self._scanner.structural
+        return [match for identity in ids if identity >= structural for match in self._scanner.confirm(identity, text)]
+
+    def _matches(self, ids: tuple[int, ...], prefix: Prefix, text: str, body: str) -> tuple[Match, ...]:
+        """The messages of a line, each once with the captures of all its spellings."""
+        whole = prefix.origin not in ("vllm", "")  # templates may name what such a prefix holds ("NCCL WARN")
+        found = self._confirmed(ids, text if whole else body)
+        if not found:
+            return ()
+        merged: dict[str, Match] = {}
+        for match in found:
+            known = merged.get(match.message.id)
+            if known is not None:
+                captures = tuple(dict(known.captures + match.captures).items())
+                match = Match(match.message, min(match.start, known.start), captures) 
+            merged[match.message.id] = match
+        return self._judge.admit(tuple(merged.values()), prefix, body, prefix.body if whole else 0)
+
+    def _identify(self, prefix: Prefix) -> None:
+        """Replace a bare pid by the label that its process has elsewhere in the run."""
+        process = prefix.process or ""
+        if process.startswith("pid="):
+            prefix.process = self.run.pids.get(process[4:], process)
+        self.run.note_process(prefix.process or process)
+
+    def _structure(
+        self, kinds: set[int], prefix: Prefix, text: str, body: str, number: int, data: bytearray, start: int
+    ) -> None:
+        run = self.run
+        if prefix.level in (None, "INFO"):
+            if scan.READY in kinds and not run.ready:
+                run.ready, run.ready_line = True, number
+                run.stages.enter("ready", self._cursor.clock_at(data, start, prefix), number)
+            if scan.STATS in kinds:
+                run.stats.read(body, number)
+        if scan.PROGRESS in kinds:
+            progress = read_progress(text[-600:])
+            if progress:
+                run.stages.advance(progress, self._cursor.clock_at(data, start, prefix), number)
+        if scan.KERNEL in kinds or prefix.origin == "kernel":
+            run.kernel_lines = True
+            origin = Origin(run.source, number, prefix.process, self._cursor.at(prefix.clock), number)
+            read_kernel(run.facts, body, origin, self._judge.quote(text))
+
+    # -- runs ----------------------------------------------------------------------------------------------------
+
+    def _banner(self, data: bytearray, start: int, end: int, text: str, prefix: Prefix) -> None:
+        head = next((head for head in HEADS if head in text), None)
+        if head is None or prefix.level not in (None, "INFO") or (head == "  version " and "█" not in text):
+            return
+        if self.run.begins_another(head, prefix):
+            self._begin_run(data, start)
+        run = self.run
+        run.heads.setdefault(head, prefix.process)
+        if not (run.ready or run.access.answered or run.stats.samples):
+            run.from_start = True
+        if prefix.process:
+            self._identify(prefix)
+        number = self._cursor.number(data, start)
+        clock = self._cursor.clock_at(data, start, prefix)
+        run.stages.enter("starting", clock, number)
+        origin = Origin(run.source, number, prefix.process, self._cursor.at(clock), number)
+        whole = strip_ansi(decoded(data[start : min(end, start + 65_536)]))
+        read_banner(run.facts, whole, origin, self._judge.quote(text))
+
+    def _begin_run(self, data: bytearray, start: int) -> None:
+        self._tracebacks.close_all()
+        self._judge.flush_all()
+        number = self._cursor.number(data, start)
+        old = self.run
+        if start > self._segment:
+            self._end_segment(data, start)
+        self._end_stats()
+        old.last_line = max(old.first_line, number - 1)
+        self._keep_run(old)
+        self._segment = start
+        self.run = Run(self.name, old.number + 1, number, self._cursor.bytes + start)
+        self._judge = Judge(self.run, self._cursor.at, self._redact)
+        self._cursor.forget_clock()
+        self._survey(data, start, len(data))
+
+    def _keep_run(self, run: Run) -> None:
+        """A run that nobody asked about keeps its summary only."""
+        wanted = self._options.run
+        self.runs.append(run)
+        if wanted != "all" and run.number != wanted:
+            run.forget_details()
+        if len(self.runs) > _MOST_RUNS:
+            del self.runs[20 if self.runs[20].number != wanted else 21]
+            self.skipped_runs += 1
+
+    def _survey(self, data: bytearray, low: int, high: int) -> None:
+        """The first lines of a run: its first time, its processes."""
+        self._fresh = False
+        position = low
+        for _ in range(_SURVEY_LINES):
+            if position >= high or (self.run.first_at is not None and position - low > _SURVEY_BYTES):
+                return
+            end = line_end(data, position, high)
+            prefix = head_of(data, position, end)
+            if prefix.clock and self.run.first_at is None:
+                self.run.first_at = self._cursor.at(prefix.clock)
+            if prefix.process and not prefix.process.startswith("pid="):
+                self.run.note_process(prefix.process)
+            position = end + 1
+
+    # -- requests and statistics ---------------------------------------------------------------------------------
+
+    def _count_access(self, data: bytearray, low: int, high: int) -> None:
+        access = self.run.access
+        if scan.ACCESS in self._chunk_kinds:
+            # Every request costs as much to count as to scan for: in a long log every fourth chunk stands for four.
+            self._accessed += 1
+            if self._accessed <= _COUNTED_CHUNKS:
+                access.answered += count_answered(data, low, high)
+            elif self._accessed % 4 == 0:
+                access.answered += 4 * count_answered(data, low, high)
+        if scan.REFUSED not in self._chunk_kinds:
+            return
+        lines, times = refused_lines(data, low, high)
+        for start, end in lines:
+            text = decoded(data[start : min(end, start + 4096)])
+            found = read_access(text)
+            if found:
+                known = access.first_refused and access.first_failed
+                access.take(*found, 0 if known else self._cursor.absolute(data, start), text, times)
+
+    def _keep_stats(self, data: bytearray, low: int, high: int) -> None:
+        """In a large log statistics are sampled; the last lines decide whether the engine stands still."""
+        kept: list[tuple[int, bytes]] = []
+        at = data.rfind(b"Avg generation throughput: ", low, high)
+        while at >= 0 and len(kept) < _LAST_STATS:
+            start = max(low, data.rfind(b"\n", low, at) + 1)
+            kept.append((start, bytes(data[start : min(line_end(data, at, high), start + 2048)])))
+            at = data.rfind(b"Avg generation throughput: ", low, start)
+        if kept:
+            first = self._cursor.absolute(data, kept[-1][0])
+            self._last_stats = [(first + place, line) for place, (_, line) in enumerate(reversed(kept))]
+
+    def _end_stats(self) -> None:
+        stats = self.run.stats
+        if self._last_stats:
+            stats.begin_end()
+        for number, line in self._last_stats:
+            text = strip_ansi(line.decode("utf-8", "replace"))
+            stats.read(text[parse_prefix(text).body :], number)
+        self._last_stats = []
+
+    # -- window --------------------------------------------------------------------------------------------------
+
+    def _window(self, data: bytearray, size: int) -> tuple[int, int]:
+        """The part of a chunk between ``since`` and ``until``."""
+        since, until = self._options.since, self._options.until
+        if since is None and until is None:
+            return 0, size
+        if self._past_until:
+            return 0, 0
+        low = self._cursor.first_at_or_after(data, size, since, False) if since is not None else 0
+        high = self._cursor.first_at_or_after(data, size, until, True) if until is not None else size
+        self._past_until = high < size
+        if low > 0 or high < size:
+            self.run.truncated = True
+        if low > 0 and self.run.last_line == 0:
+            self.run.first_line = self._cursor.number(data, low)
+            self.run.first_byte = self._cursor.bytes + low
+        return low, max(low, high)
+
+
+def _segments(text: str) -> list[str]:
+    """The pieces that carriage returns separate (a progress bar draws itself again and again on one line)."""
+    if "\r" not in text:
+        return [text]
+    pieces = [piece for piece in text.split("\r") if piece.strip()]
+    return pieces if len(pieces) <= 200 else pieces[:10] + pieces[-190:]
