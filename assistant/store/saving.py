@@ -1,0 +1,98 @@
+"""Saving an incident without ever standing between a person and the answer.
+
+Whatever goes wrong (no SQLAlchemy, a full disk, a read-only home, a database that is down or hangs), the caller gets
+a :class:`Saved` without an incident and one line that says why.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from assistant.settings import Settings, SettingsError, load
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The id of what was saved, or None and a sentence."""
+
+    incident_id: str | None
+    why: str = ""
+
+
+def save_incident(
+    diagnosis: Mapping[str, Any],
+    evidence: Sequence[Any] = (),
+    *,
+    question: str = "",
+    saved_by: str = "unknown",
+    settings: Settings | None = None,
+) -> Saved:
+    """Save a new incident, secrets removed, in at most twice ``store.timeout_s`` and a moment. Never raises.
+
+    ``diagnosis`` and ``evidence`` are JSON-like. A thread does the work, because a dead network file system can hold a
+    process for as long as it likes; when time is over the thread is left behind.
+    """
+    try:
+        settings = settings or load()
+    except SettingsError as error:
+        return Saved(None, f"Not saved: {error.problems[0]}")
+    found: list[Saved] = []
+    chosen = settings
+
+    def work() -> None:
+        found.append(_save(diagnosis, evidence, question, saved_by, chosen))
+
+    thread = threading.Thread(target=work, name="save-incident", daemon=True)
+    seconds = settings.number("store.timeout_s") * 2 + 1
+    try:
+        thread.start()
+        thread.join(seconds)
+    except RuntimeError as error:  # no further thread can be started
+        return Saved(None, f"Not saved: {error}.")
+    return found[0] if found else Saved(None, f"Not saved: the database did not answer within {seconds:g} s.")
+
+
+def _save(
+    diagnosis: Mapping[str, Any], evidence: Sequence[Any], question: str, saved_by: str, settings: Settings
+) -> Saved:
+    try:
+        from assistant.store.incidents import Incidents
+        from assistant.store.opening import open_store
+
+        clean = _cleaner(settings)
+        with open_store(settings) as database:
+            incident = Incidents(database).save(
+                _everywhere(diagnosis, clean),
+                _everywhere(list(evidence), clean),
+                question=clean(question),
+                saved_by=saved_by,
+            )
+    except ImportError as error:
+        return Saved(None, f"Not saved: the package {error.name} is missing.")
+    except Exception as error:  # noqa: BLE001  (an answer must come whatever happened here)
+        from assistant.store.database import StoreError
+
+        why = str(error) if isinstance(error, StoreError) else f"{type(error).__name__} while saving."
+        return Saved(None, f"Not saved: {why}")
+    return Saved(incident)
+
+
+def _cleaner(settings: Settings) -> Callable[[str], str]:
+    from tools.redaction import Redactor
+
+    others = settings.yes("redact_addresses")
+    return Redactor(addresses=others, emails=others).redact
+
+
+def _everywhere(value: Any, clean: Callable[[str], str]) -> Any:
+    """``value`` with every text in it cleaned, keys left alone."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {str(key): _everywhere(part, clean) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_everywhere(part, clean) for part in value]
+    return value

@@ -1,0 +1,350 @@
+"""The only module that opens a connection to a target.
+
+A request passes these gates, in order: the URL is read strictly, its server must be allowed, the host is resolved,
+every address it resolves to must be permitted, and the connection is opened to one of exactly those addresses, so a
+name that changes its answer between check and use gains nothing. TLS and the Host header keep the name. Redirects
+stay on the same host and pass all gates again. Everything ends at one deadline and at a size limit, compressed and
+decompressed. Neither proxies, certificates nor credentials are taken from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import ssl
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+from tools.addresses import AddressError, Allowance, Policy, Url, parse_url
+from tools.pinned import OutboundError, PinnedBackend, Resolver, because, system_resolver, tls_context
+
+if TYPE_CHECKING:
+    import httpcore
+
+__all__ = [
+    "AddressError",
+    "Allowance",
+    "Limits",
+    "Outbound",
+    "OutboundError",
+    "Policy",
+    "Reached",
+    "Reply",
+    "Resolver",
+    "parse_url",
+    "system_resolver",
+]
+
+MAX_REDIRECTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds and bytes that one request may take.
+
+    ``deadline_s`` covers everything from the first look-up to the last byte; ``connect_s`` one attempt to connect.
+    ``cut`` returns what arrived when a size limit is met, marked as truncated, instead of raising.
+    """
+
+    deadline_s: float = 10.0
+    connect_s: float = 3.0
+    max_bytes: int = 64 * 1024 * 1024
+    max_decompressed_bytes: int = 128 * 1024 * 1024
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered. ``address`` is the one that was connected to, or the proxy's word for it."""
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+    address: str
+    truncated: bool = False
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8; what is not UTF-8 becomes a replacement character."""
+        return self.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON; raises :class:`OutboundError` when it is not."""
+        try:
+            return jsonlib.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise OutboundError("protocol", f"{self.url} did not answer with JSON: {error}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A connection that was opened and closed again: which address took it, of how many, and the seconds it took."""
+
+    address: str
+    addresses: tuple[str, ...]
+    resolve_s: float
+    connect_s: float
+
+
+class Outbound:
+    """Speaks HTTP to the servers of one :class:`Policy`. Use it as an async context manager.
+
+    ``resolve`` replaces the system's name look-up, for tests.
+    """
+
+    def __init__(self, policy: Policy, *, limits: Limits | None = None, resolve: Resolver = system_resolver) -> None:
+        self._policy = policy
+        self._limits = limits or Limits()
+        self._resolve = resolve
+        self._pools: dict[str | None, httpcore.AsyncConnectionPool] = {}
+        self._connected: dict[tuple[str, int], str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pools, self._pools = list(self._pools.values()), {}
+        for pool in pools:
+            await pool.aclose()
+
+    async def get(self, url: str, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None) -> Reply:
+        """GET ``url``. Any status is a reply; raises :class:`OutboundError` when there is none."""
+        return await self.request("GET", url, headers=headers, limits=limits)
+
+    async def post(
+        self, url: str, body: object, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None
+    ) -> Reply:
+        """POST ``body`` as JSON. Raises :class:`OutboundError`."""
+        return await self.request("POST", url, body=body, headers=headers, limits=limits)
+
+    async def request(
+        self,
+        method: Literal["GET", "HEAD", "POST"],
+        url: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> Reply:
+        """One request with its redirects. Raises :class:`OutboundError`; cancellation closes the connection."""
+        limits = limits or self._limits
+        started = time.monotonic()
+        where = self._parse(url)
+        progress = _Progress()
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                for _ in range(MAX_REDIRECTS + 1):
+                    reply = await self._once(method, where, body, headers or {}, limits, progress, started)
+                    target = reply.headers.get("location")
+                    if reply.status not in (301, 302, 303, 307, 308) or target is None or method == "POST":
+                        return reply
+                    where, before = self._redirected(where, target), where
+                    if (where.scheme, where.port) != (before.scheme, before.port):
+                        headers = _without_credentials(headers or {})
+                raise OutboundError("redirect", f"{url} redirects more than {MAX_REDIRECTS} times.")
+        except TimeoutError:
+            raise OutboundError("timeout", progress.late(str(where), limits.deadline_s)) from None
+
+    async def reach(self, url: str, *, limits: Limits | None = None) -> Reached:
+        """Open a TCP connection to the server of ``url`` itself, past any proxy, and close it again.
+
+        Raises :class:`OutboundError`.
+        """
+        limits = limits or self._limits
+        where = self._parse(url)
+        backend = self._backend(self._permit(where))
+        import httpcore
+
+        try:
+            async with asyncio.timeout(limits.deadline_s):
+                started = time.monotonic()
+                addresses = await backend.checked_addresses(where.host, where.port)
+                resolved = time.monotonic()
+                stream, address = await backend.connect_any(where.host, addresses, where.port, limits.connect_s)
+                connected = time.monotonic()
+                await stream.aclose()
+        except (httpcore.ConnectTimeout, TimeoutError):
+            raise OutboundError("timeout", f"{where} took no connection within {limits.connect_s:g} s.") from None
+        except httpcore.ConnectError as error:
+            raise _connect_error(where, error) from None
+        return Reached(address, tuple(map(str, addresses)), resolved - started, connected - resolved)
+
+    def _parse(self, url: str) -> Url:
+        try:
+            return parse_url(url)
+        except AddressError as error:
+            raise OutboundError("refused", str(error)) from None
+
+    def _permit(self, where: Url) -> Allowance:
+        try:
+            return self._policy.permit(where)
+        except AddressError as error:
+            raise OutboundError("refused", str(error)) from None
+
+    def _redirected(self, where: Url, target: str) -> Url:
+        """The URL that ``Location: target`` means, if it stays on the same host and does not leave TLS."""
+        if target.startswith("/") and not target.startswith("//"):
+            target = f"{where.scheme}://{where.authority}{target}"
+        elif target.startswith("//"):
+            target = f"{where.scheme}:{target}"
+        elif "://" not in target and ":" not in target.split("/", 1)[0]:
+            base = where.path.split("?", 1)[0].rsplit("/", 1)[0]
+            target = f"{where.scheme}://{where.authority}{base}/{target}"
+        to = self._parse(target)
+        if to.host != where.host or (where.scheme == "https" and to.scheme != "https"):
+            raise OutboundError(
+                "redirect", f"{where} redirects to {to.scheme}://{to.authority}, another server; that is not followed."
+            )
+        return to
+
+    async def _once(
+        self,
+        method: str,
+        where: Url,
+        body: object,
+        headers: Mapping[str, str],
+        limits: Limits,
+        progress: _Progress,
+        started: float,
+    ) -> Reply:
+        import httpcore
+
+        allowance = self._permit(where)
+        sent, content = _request_headers(where, body, headers)
+        parts: list[bytes] = []
+        try:
+            async with self._pool(allowance).stream(
+                method,
+                httpcore.URL(
+                    scheme=where.scheme.encode(), host=where.host.encode(), port=where.port, target=where.path.encode()
+                ),
+                headers=sent,
+                content=content,
+                extensions={"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}},
+            ) as response:
+                progress.answered = True
+                received = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
+                decode = _decoder(str(where), received.get("content-encoding", ""))
+                truncated = False
+                async for chunk in response.aiter_stream():
+                    progress.raw += len(chunk)
+                    room = limits.max_decompressed_bytes - progress.size
+                    piece = decode(chunk, room + 1)
+                    over_raw, over = progress.raw > limits.max_bytes, len(piece) > room
+                    progress.size += len(piece)
+                    if over_raw or over:
+                        limit = limits.max_bytes if over_raw else limits.max_decompressed_bytes
+                        if not limits.cut:
+                            raise OutboundError("size", f"{where} answered with more than {limit} bytes.")
+                        truncated = True
+                        parts.append(piece[: max(room, 0)])
+                        break
+                    parts.append(piece)
+                address = self._connected.get((where.host, where.port), where.host)
+                return Reply(
+                    str(where),
+                    response.status,
+                    received,
+                    b"".join(parts),
+                    time.monotonic() - started,
+                    address,
+                    truncated,
+                )
+        except (httpcore.ConnectTimeout, httpcore.PoolTimeout):
+            raise OutboundError("timeout", f"{where} took no connection within {limits.connect_s:g} s.") from None
+        except httpcore.ConnectError as error:
+            raise _connect_error(where, error) from None
+        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol, ValueError) as error:
+            raise OutboundError("protocol", f"{where} does not speak HTTP as expected: {error}.") from None
+        except (httpcore.NetworkError, httpcore.TimeoutException) as error:
+            raise OutboundError("connect", f"{where} broke the connection off{because(error)}.") from None
+
+    def _pool(self, allowance: Allowance) -> httpcore.AsyncConnectionPool:
+        import httpcore
+
+        ca_file = allowance.ca_file or self._policy.ca_file
+        # Private permission is per server, so servers do not share a pool unless they share all of it.
+        key = f"{allowance.private}|{ca_file}|{allowance.host}|{allowance.port}"
+        if key not in self._pools:
+            self._pools[key] = httpcore.AsyncConnectionPool(
+                ssl_context=tls_context(ca_file) if allowance.scheme == "https" else None,
+                network_backend=cast("httpcore.AsyncNetworkBackend", self._backend(allowance)),
+                max_connections=8,
+                keepalive_expiry=30.0,
+            )
+        return self._pools[key]
+
+    def _backend(self, allowance: Allowance) -> PinnedBackend:
+        return PinnedBackend(self._policy, allowance, self._resolve, self._connected)
+
+
+class _Progress:
+    """How far a request came, for the sentence that says it came too late."""
+
+    def __init__(self) -> None:
+        self.answered = False
+        self.raw = 0
+        self.size = 0
+
+    def late(self, where: str, deadline_s: float) -> str:
+        if self.answered:
+            return f"{where} had sent {self.raw} bytes after {deadline_s:g} s and was not finished."
+        return f"{where} did not answer within {deadline_s:g} s."
+
+
+def _without_credentials(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
+
+
+def _request_headers(
+    where: Url, body: object, headers: Mapping[str, str]
+) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    content = None if body is None else jsonlib.dumps(body).encode()
+    merged = {"Host": where.authority, "Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "vllm-diagnose"}
+    if content is not None:
+        merged |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    for name, value in headers.items():
+        if name.lower() in ("host", "content-length", "transfer-encoding", "connection", "accept-encoding"):
+            raise OutboundError("refused", f"The header {name} cannot be set by a caller.")
+        if not value.isprintable() or not name.replace("-", "").isalnum():
+            raise OutboundError("refused", f"The header {name!r} contains a character that headers cannot carry.")
+        merged[name] = value
+    return [(name.encode("ascii"), value.encode("utf-8")) for name, value in merged.items()], content
+
+
+def _decoder(where: str, encoding: str) -> Callable[[bytes, int], bytes]:
+    """A function (chunk, most bytes to return) that undoes ``encoding`` without ever holding more than asked for."""
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return lambda chunk, room: chunk
+    if encoding not in ("gzip", "x-gzip"):
+        raise OutboundError("protocol", f"{where} answered with the encoding {encoding[:40]!r}; only gzip is taken.")
+    inflate = zlib.decompressobj(wbits=31)
+
+    def decode(chunk: bytes, room: int) -> bytes:
+        try:
+            return inflate.decompress(chunk, max(room, 1))
+        except zlib.error as error:
+            raise OutboundError("protocol", f"{where} answered with broken gzip: {error}.") from None
+
+    return decode
+
+
+def _connect_error(where: Url, error: Exception) -> OutboundError:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None and not isinstance(error.args[0] if error.args else None, ssl.SSLError):
+        return OutboundError("connect", f"{where.scheme}://{where.authority} refuses connections{because(error)}.")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return OutboundError(
+            "tls",
+            f"The certificate of {where.authority} is not trusted: {cause.verify_message}; "
+            "if it comes from an authority of your own, name its CA file in the settings.",
+        )
+    return OutboundError("tls", f"{where.authority} does not speak TLS as expected{because(error)}.")
