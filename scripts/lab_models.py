@@ -68,15 +68,6 @@ def _renamed_tensor(folder: Path) -> None:
     path.write_bytes(raw[:8] + header + raw[8 + length :])
 
 
-def _broken_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
-
-
-def _hot_generation_config(folder: Path) -> None:
-    values = {"bos_token_id": 0, "eos_token_id": 1, "do_sample": True, "temperature": 1.7, "top_p": 0.3, "top_k": 5}
-    (folder / "generation_config.json").write_text(json.dumps(values))
-
-
 def _gguf(folder: Path) -> None:
     """A file with the right ending and magic that holds nothing else."""
     (folder / "tiny-q4.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
@@ -124,7 +115,6 @@ def _no_platform(folder: Path) -> None:
 
 WAYS: dict[str, Callable[[Path], None]] = {
     "unknown-architecture": _config(architectures=["HarbourForCausalLM"]),
-    "no-architecture": _config(architectures=[]),
     "unknown-model-type": _config(architectures=["HarbourNextForCausalLM"], model_type="harbour_next"),
     "remote-code": _config(
         architectures=["HarbourForCausalLM"],
@@ -145,8 +135,6 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "no-config": _without("config.json"),
     "no-tokenizer": _without("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     "no-chat-template": _without("chat_template.jinja"),
-    "broken-chat-template": _broken_template,
-    "hot-generation-config": _hot_generation_config,
     "gguf": _gguf,
     "adapter": _adapter,
     "vllm-without-cpu": _shadow_distribution("vllm", VLLM),

@@ -48,7 +48,8 @@ def test_the_walks_work_as_written(copy: Path) -> None:
     cause = copy / "knowledge/causes/serving/too-many-open-files.yaml"
     assert made.returncode == 0, made.stderr
     assert cause.exists()
-    assert diagnose(copy, "kb", "check", "--no-examples").returncode == 0, "the skeleton itself must be a valid cause"
+    skeleton = diagnose(copy, "kb", "check", "--no-examples")
+    assert skeleton.returncode == 0, f"the skeleton itself must be a valid cause: {skeleton.stdout}{skeleton.stderr}"
 
     with (copy / "knowledge/intents.yaml").open("a", encoding="utf-8") as intents:
         intents.write("\n" + blocks["append", "intents.yaml"])
@@ -75,7 +76,7 @@ def test_the_walks_work_as_written(copy: Path) -> None:
         copy,
         "-c",
         "import asyncio; from tools import registry; registry.discover(); "
-        "print(asyncio.run(registry.call('load_average', {})))",
+        "print(asyncio.run(registry.get('load_average').call({})))",
     )
     assert called.returncode == 0, called.stderr
     assert "fifteen" in called.stdout
