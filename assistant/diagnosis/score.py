@@ -181,11 +181,12 @@ def candidates(facts: Facts, catalog: Catalog, likeness: list[Likeness]) -> list
     """All causes with any support, best first; those ruled out come with ``excluded_by`` set, after the others."""
     order = order_of(facts, catalog)
     alike: Mapping[str, float] = {item.cause: item.score for item in likeness}
-    failed = bool(facts.value("log.failures"))
+    # Something harmless beside a failure explains nothing, and nobody asked about it who gave a whole log.
+    normal = facts.asked and not facts.value("log.failures")
     found = [
         weigh(cause, facts, catalog, order, alike.get(cause.id, 0.0))
         for cause in catalog.causes.values()
-        if not (failed and cause.is_normal)  # something harmless beside a failure explains nothing
+        if normal or not cause.is_normal
     ]
     found = [c for c in found if c.support > 0]
     found.sort(key=_rank)

@@ -31,7 +31,8 @@ class Judgement:
 class Facts:
     """The evidence of one case, arranged for questions.
 
-    ``exhaustive`` says that a message not seen was not printed, at least by the run that was read from its start.
+    ``exhaustive`` says that a message not seen was not printed, at least by the run that was read from its start;
+    ``asked`` that a person wrote or pasted something, rather than handing over log files only.
     """
 
     messages: dict[str, list[Evidence]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Facts:
     said: Mapping[str, Evidence] = field(default_factory=dict)
     exhaustive: bool = False
     has_text: bool = False
+    asked: bool = False
 
     def names(self) -> frozenset[str]:
         """Everything that is there, in the spelling of :func:`knowledge.conditions.needs`."""
@@ -66,6 +68,7 @@ def gather_facts(case: Case, catalog: Catalog, concepts: frozenset[str]) -> Fact
     """Arranges a case: what was read, what the person said (and what saying it states), what the person answered."""
     facts = Facts(has_text=bool(case.text.strip()))
     facts.exhaustive = bool(case.reading.coverage) and all(c.would_show for c in case.reading.coverage)
+    facts.asked = facts.has_text or any(c.pasted for c in case.reading.coverage)
     text_origin = Origin("text")
     facts.said = {
         name: Evidence(f"said:{name}", "present", True, text_origin, case.text[:200]) for name in sorted(concepts)

@@ -12,6 +12,8 @@ _LOOK_LINES = 40
 _SURVEY_LINES = 400
 #: No prefix is longer than this.
 HEAD_BYTES = 512
+#: Lines of the access log state no time and are part of no traceback.
+ACCESS_HEAD = b"INFO:     "
 
 
 def decoded(raw: bytearray) -> str:
@@ -97,7 +99,7 @@ class Cursor:
                 if end <= self._searched:
                     break
                 start = data.rfind(b"\n", 0, end) + 1
-                clock = head_of(data, start, end).clock
+                clock = None if data.startswith(ACCESS_HEAD, start) else head_of(data, start, end).clock
                 if clock:
                     self._clock = clock
                     break
@@ -112,7 +114,7 @@ class Cursor:
             if end <= low:
                 return None
             start = max(low, data.rfind(b"\n", low, end) + 1)
-            clock = head_of(data, start, end).clock
+            clock = None if data.startswith(ACCESS_HEAD, start) else head_of(data, start, end).clock
             if clock:
                 return clock
             end = start - 1

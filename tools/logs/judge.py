@@ -65,6 +65,7 @@ class _Pending:
     clock: str | None
     process: str | None
     text: str
+    wrapped: dict[str, str]  # wrapper messages on it: what the traceback below was wrapped in
 
 
 class Judge:
@@ -106,6 +107,16 @@ class Judge:
         if failing:
             if self._excused(kinds):
                 return
+            if (
+                failing == {"wrapper"}
+                and key[1]
+                and prefix.level == "ERROR"
+                and self._counted_record.get(process) != key
+            ):
+                wrapped = {match.message.id: match.message.kind for match in matches if match.message.kind == "wrapper"}
+                self.flush(process)
+                self._pending[process] = _Pending(key, number, prefix.clock, prefix.process, text, wrapped)
+                return
             if not key[1] or self._counted_record.get(process) != key:
                 self._count(number, text, fatal=kinds & {"consequence", "wrapper"} != set() or not run.ready)
             self._counted_record[process] = key
@@ -143,7 +154,7 @@ class Judge:
             return
         if len(self._pending) > 256:
             self.flush_all()
-        self._pending[process] = _Pending(key, number, prefix.clock, prefix.process, text)
+        self._pending[process] = _Pending(key, number, prefix.clock, prefix.process, text, {})
         if raised is not None:
             self._note_exception(
                 body if exception_of(body) else f"{raised[0]}: {raised[1]}", number, prefix.clock, prefix.process
@@ -155,7 +166,7 @@ class Judge:
         run = self.run
         if "hut" in body or "ignal" in body or "SIG" in body or "stopping" in body or "server process" in body:
             if _STOPPING.search(body) and not run.shutdown_line:
-                run.asked_to_stop = run.failures == 0 or (run.ready and not run.fatal)
+                run.asked_to_stop = not run.failing_now and (run.failures == 0 or (run.ready and not run.fatal))
                 run.shutdown_line = number
             if _STOPPED.search(text):
                 run.shutdown_line = run.shutdown_line or number
@@ -209,8 +220,9 @@ class Judge:
         waiting = self._pending.pop(process, None)
         if waiting is None or self.run.asked_to_stop:
             return
-        self._count(waiting.line, waiting.text, fatal=not self.run.ready)
-        self._unknown(waiting.line, waiting.clock, waiting.process, waiting.text)
+        self._count(waiting.line, waiting.text, fatal=not self.run.ready or bool(waiting.wrapped))
+        if not waiting.wrapped:
+            self._unknown(waiting.line, waiting.clock, waiting.process, waiting.text)
 
     def flush_all(self) -> None:
         for process in list(self._pending):
@@ -225,6 +237,7 @@ class Judge:
             block.quotes.insert(0, (waiting.line, self.quote(waiting.text)))
             block.first_line = block.order = waiting.line
             block.clock = block.clock or waiting.clock
+            block.messages.update(waiting.wrapped)
         elif self._counted_record.get(process) == key and key[1]:
             block.headed = True
         elif self._benign_record.get(process) == key and key[1]:
@@ -277,6 +290,10 @@ class Judge:
         elif len(run.blocks) < _MOST_BLOCKS:
             block.quotes = [(number, self.quote(text)) for number, text in block.quotes]
             run.blocks[block.signature] = block.finished(run.source, run.number, self._at(block.clock), counted)
+
+    def is_new(self, match: Match, process: str | None) -> bool:
+        """Whether ``match`` would be the first of its process."""
+        return (match.message.id, process) not in self.run.occurrences
 
     def occurs(
         self, match: Match, number: int, clock: str | None, process: str | None, text: str, times: int = 1

@@ -9,7 +9,7 @@ from tools.logs import scan
 from tools.logs.access import count_answered, read_access, refused_lines
 from tools.logs.blocks import HEADER
 from tools.logs.commands import read_banner
-from tools.logs.cursor import HEAD_BYTES, Cursor, decoded, head_of, line_end
+from tools.logs.cursor import ACCESS_HEAD, HEAD_BYTES, Cursor, decoded, head_of, line_end
 from tools.logs.hits import HitLines, Line
 from tools.logs.judge import FAILING, Judge
 from tools.logs.kernel import read_kernel
@@ -31,9 +31,11 @@ _SURVEY_BYTES = 20_000
 _COUNTED_CHUNKS = 32
 #: Statistics lines of a chunk's end that are kept to be read when the run ends.
 _LAST_STATS = 24
+#: A routine message without values is counted so often in a run.
+_ROUTINE_ENOUGH = 100
 _MOST_RUNS = 300
-#: Lines of the access log, which are part of no traceback.
-_ROUTINE_HEAD = b"INFO:     "
+#: What stands on a line that may be a failure: whether it is one must not depend on what else the chunk holds.
+_ALARMING = frozenset({scan.LEVEL, scan.EXCEPTION, scan.DEATH})
 
 
 class SourceReader:
@@ -68,8 +70,10 @@ class SourceReader:
         self._past_until = False
         self._accessed = 0
         self._segment = 0  # where the current run begins in the chunk
+        self._high = 0  # where the chunk ends
         self._chunk_kinds: set[int] = set()
         self._last_stats: list[tuple[int, bytes]] = []
+        self._routine_seen: dict[int, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -97,7 +101,7 @@ class SourceReader:
         self.runs.append(self.run)
 
     def _read(self, data: bytearray, low: int, high: int, hits: list[tuple[int, int]]) -> None:
-        self._segment = low
+        self._segment, self._high = low, high
         structural, kinds = self._scanner.structural, self._scanner.structure_kinds
         self._chunk_kinds = {kinds[identity] for _, identity in hits if identity < structural}
         if self._fresh:
@@ -160,6 +164,10 @@ class SourceReader:
         prefix = parse_prefix(text)
         body = text[prefix.body :]
         kinds = self._kinds(ids)
+        if not kinds & _ALARMING:
+            ids = self._unspent(ids)
+        elif len(text) < _LONG_LINE:
+            ids = self._scanner.complete(ids, text)
         if scan.BANNER in kinds:
             self._banner(data, start, end, text, prefix)
         if prefix.process is not None:
@@ -175,16 +183,23 @@ class SourceReader:
             self._tracebacks.open(prefix, body, text, number, clock, matches)
             return
         if matches:
-            clock = self._cursor.clock_at(data, start, prefix)
+            clock = prefix.clock
+            if clock is None and any(self._judge.is_new(match, prefix.process) for match in matches):
+                clock = self._cursor.clock_at(data, start, prefix)
             for match in matches:
                 self._judge.occurs(match, number, clock, prefix.process, text)
                 self.run.stages.enter(STAGE_OF_MESSAGE.get(match.message.id, ""), clock, number)
+        if scan.SHUTDOWN in kinds or scan.DEATH in kinds:
+            # Whether a stop was asked for or followed from a failure is decided here: judge what came before first.
+            self._tracebacks.close_complete()
+            self._judge.flush_all()
+            self.run.failing_now = bool(self._tracebacks)
         self._judge.line(prefix, body, text, number, matches, self._pasted)
 
     def _walk(self, data: bytearray, start: int, end: int, ids: tuple[int, ...]) -> None:
         """One line while at least one traceback is open."""
         self._tracebacks.walked()
-        if ids or not data.startswith(_ROUTINE_HEAD, start):
+        if ids or not data.startswith(ACCESS_HEAD, start):
             text = self._text(data, start, end, ids)
             if text.endswith("\r"):
                 text = text[:-1]
@@ -193,8 +208,10 @@ class SourceReader:
             if taken is None:
                 if ids:
                     self._line(data, (start, end, ids))
-            elif ids and max(ids) >= self._scanner.structural:
+            elif ids and (taken[0].complete or max(ids) >= self._scanner.structural):
                 block, body = taken
+                if block.complete and len(text) < _LONG_LINE:
+                    ids = self._scanner.complete(ids, body)
                 found = self._confirmed(ids, body)
                 if any(match.message.kind == "harmless" for match in found):
                     found = [match for match in found if match.message.kind not in FAILING]
@@ -204,6 +221,18 @@ class SourceReader:
     def _kinds(self, ids: tuple[int, ...]) -> set[int]:
         structural, kinds = self._scanner.structural, self._scanner.structure_kinds
         return {kinds[identity] for identity in ids if identity < structural}
+
+    def _unspent(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """``ids`` without routine messages that this run has shown often enough."""
+        structural, seen = self._scanner.structural, self._routine_seen
+        left: list[int] = []
+        for identity in ids:
+            if identity >= structural and self._scanner.is_plain_routine(identity):
+                seen[identity] = seen.get(identity, 0) + 1
+                if seen[identity] > _ROUTINE_ENOUGH:
+                    continue
+            left.append(identity)
+        return tuple(left)
 
     def _confirmed(self, ids: tuple[int, ...], text: str) -> list[Match]:
         structural = self._scanner.structural
@@ -220,7 +249,7 @@ class SourceReader:
             known = merged.get(match.message.id)
             if known is not None:
                 captures = tuple(dict(known.captures + match.captures).items())
-                match = Match(match.message, min(match.start, known.start), captures) 
+                match = Match(match.message, min(match.start, known.start), captures)
             merged[match.message.id] = match
         return self._judge.admit(tuple(merged.values()), prefix, body, prefix.body if whole else 0)
 
@@ -285,7 +314,8 @@ class SourceReader:
         self.run = Run(self.name, old.number + 1, number, self._cursor.bytes + start)
         self._judge = Judge(self.run, self._cursor.at, self._redact)
         self._cursor.forget_clock()
-        self._survey(data, start, len(data))
+        self._routine_seen.clear()
+        self._survey(data, start, self._high)
 
     def _keep_run(self, run: Run) -> None:
         """A run that nobody asked about keeps its summary only."""
@@ -330,7 +360,7 @@ class SourceReader:
             text = decoded(data[start : min(end, start + 4096)])
             found = read_access(text)
             if found:
-                known = access.first_refused and access.first_failed
+                known = access.first_failed if found[2] >= 500 else access.first_refused
                 access.take(*found, 0 if known else self._cursor.absolute(data, start), text, times)
 
     def _keep_stats(self, data: bytearray, low: int, high: int) -> None:

@@ -70,6 +70,7 @@ class Run:
     finished: bool = False  # the server process said that it ended
     shutdown_line: int = 0
     asked_to_stop: bool = False  # a signal or Ctrl-C came before anything failed
+    failing_now: bool = False  # a traceback was being printed when the stop was announced
     kernel_lines: bool = False
     failures: int = 0
     fatal: bool = False

@@ -14,7 +14,7 @@ from typing import Any
 from knowledge.shapes import Message
 from knowledge.templates import Converter, Value, compile_template, literal_of
 
-#: Kinds that a healthy server prints all day.
+#: Kinds that a healthy server may print all day.
 ROUTINE = frozenset({"state", "request", "warning", "harmless"})
 
 TRACEBACK, LEVEL, EXCEPTION, DEATH, BANNER, READY, SHUTDOWN, STATS, REFUSED, PROGRESS, KERNEL, ACCESS, PROCESS = range(
@@ -83,6 +83,7 @@ _STRUCTURE: tuple[tuple[int, str, bool], ...] = (
     (KERNEL, "Out of memory: Killed process", False),
     (PROCESS, "\nProcess ", False),
 )
+_BANNER_TEXTS = tuple(text.encode() for kind, text, _ in _STRUCTURE if kind == BANNER)
 #: Words that stand in most messages and in few lines of a healthy server's traffic. A literal that holds one of them is
 #: looked for on the lines that hold one; the others are looked for everywhere.
 MARKERS: tuple[bytes, ...] = tuple(
@@ -188,6 +189,14 @@ def _marked_lines(hits: Sequence[tuple[int, int]], data: bytearray, size: int) -
     return regions
 
 
+def _is_whole(template: str, literal: bytes) -> bool:
+    return "{" not in template and len(template) == len(literal)
+
+
+def _holds_banner(data: bytearray, size: int) -> bool:
+    return any(data.find(text, 0, size) >= 0 for text in _BANNER_TEXTS)
+
+
 @dataclass(slots=True)
 class _Spelling:
     """One template of one message; ``search`` is its RE2 pattern, made at its first hit."""
@@ -195,13 +204,14 @@ class _Spelling:
     message: int
     template: str
     literal: bytes
+    whole: bool  # the literal is all of the template: no pattern is needed
     search: Any = None
     captures: dict[str, Converter] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A confirmed message on a line: where in the line it begins, and what it captured (by capture name)."""
+    """A confirmed message on a line: where in the line it begins (in bytes of UTF-8), and what it captured (by capture name)."""
 
     message: Message
     start: int
@@ -225,7 +235,7 @@ class Scanner:
                     literal = literal_of(says)
                 except ValueError:
                     continue  # the knowledge checker refuses it; a reader must still work
-                by_literal.setdefault(literal, []).append(_Spelling(place, says, literal))
+                by_literal.setdefault(literal, []).append(_Spelling(place, says, literal, _is_whole(says, literal)))
         self._literals = list(by_literal)
         self._spellings: list[list[_Spelling]] = list(by_literal.values())
         self._offset = len(_STRUCTURE)
@@ -233,6 +243,7 @@ class Scanner:
         self._structure = [
             _Literal(place, text.encode(), False, single) for place, (_, text, single) in enumerate(_STRUCTURE)
         ]
+        self._banners = frozenset(place for place, (kind, _, _) in enumerate(_STRUCTURE) if kind == BANNER)
         self._routine: set[int] = set()
         #: Routine literals whose last occurrence in a chunk is looked up, as they are written in the template.
         self._last = {
@@ -251,6 +262,11 @@ class Scanner:
             for place, spellings in enumerate(self._spellings)
             if all(self.messages[spelling.message].kind == "frame" for spelling in spellings)
         }
+        #: What a thrifty scan reports once a chunk.
+        self._once = frozenset(
+            [place for place, (_, _, single) in enumerate(_STRUCTURE) if single]
+            + [place + self._offset for place in self._routine]
+        )
         self._full: _Database | None = None
         self._gate: _Database | None = None
         self._whole: _Database | None = None
@@ -288,13 +304,16 @@ class Scanner:
             ]
             markers = [_Literal(_MARKED + place, marker, True, False) for place, marker in enumerate(MARKERS)]
             self._gate = _Database(self._structure + self._wanted(direct) + markers, True)
-        if self._dense > 0:
+        if self._dense > 0 and not _holds_banner(data, size):
             # The last chunk was full of marked lines (tracebacks): one scan for everything is cheaper than two.
             self._dense -= 1
             if self._whole is None:
                 self._whole = _Database(self._structure + self._wanted(range(len(self._literals))), True)
             return self._whole.scan(memoryview(data)[:size], 0)
         found = self._gate.scan(memoryview(data)[:size], 0)
+        if any(identity in self._banners for _, identity in found):
+            # A run may begin here, and what the last one printed says nothing about it: every hit counts.
+            return self._everything().scan(memoryview(data)[:size], 0)
         regions = _marked_lines(found, data, size)
         if sum(end - start for start, end in regions) * 8 > size:
             self._dense = _DENSE_CHUNKS
@@ -302,13 +321,31 @@ class Scanner:
         if regions:
             everything = self._everything()
             view = memoryview(data)
+            seen = {identity for _, identity in hits}
             for start, end in regions:
-                hits.update(everything.scan(view[start:end], start))
+                for hit in everything.scan(view[start:end], start):
+                    if hit[1] in self._once:
+                        if hit[1] in seen:
+                            continue
+                        seen.add(hit[1])
+                    hits.add(hit)
         return sorted(hits)
+
+    def complete(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
+        """``ids`` with the routine literals of ``text`` that a thrifty scan reported elsewhere in the chunk."""
+        if not self.thrifty:
+            return ids
+        raw = text.encode("utf-8", "replace")
+        return tuple(dict.fromkeys((*ids, *(identity for _, identity in self._everything().scan(raw, 0)))))
 
     def scan_piece(self, data: bytearray, start: int, end: int) -> list[tuple[int, int]]:
         """The hits inside one long line, as (offset in ``data``, id)."""
         return self._everything().scan(memoryview(data)[start:end], start)[:2000]
+
+    def is_plain_routine(self, identity: int) -> bool:
+        """Whether a literal stands for routine messages without values only: seen often enough, it tells no more."""
+        place = identity - self._offset
+        return place in self._routine and identity not in self._last
 
     @property
     def structural(self) -> int:
@@ -325,10 +362,12 @@ class Scanner:
         key = (identity, text)
         known = self._confirmed.get(key)
         if known is None:
+            raw = text.encode("utf-8", "replace")
+            low = raw.lower()
             known = tuple(
                 match
                 for spelling in self._spellings[identity - self._offset]
-                if (match := self._match(spelling, text)) is not None
+                if (match := self._match(spelling, raw, low)) is not None
             )
             if len(self._confirmed) > 4096:
                 self._confirmed.clear()
@@ -336,16 +375,19 @@ class Scanner:
                 self._confirmed[key] = known
         return known
 
-    def _match(self, spelling: _Spelling, text: str) -> Match | None:
+    def _match(self, spelling: _Spelling, raw: bytes, low: bytes) -> Match | None:
+        if spelling.whole:
+            start = low.find(spelling.literal)
+            return Match(self.messages[spelling.message], start, ()) if start >= 0 else None
         if spelling.search is None:
             self._prepare(spelling)
-        found = spelling.search(text)
+        found = spelling.search(raw)  # bytes: the binding converts no offsets
         if found is None:
             return None
         values: list[tuple[str, Value]] = []
         for name, converter in (spelling.captures or {}).items():
-            raw = found.group(f"p_{name}")
-            value = None if raw is None else converter(raw)
+            group = found.group(f"p_{name}")
+            value = None if group is None else converter(group.decode("utf-8", "replace"))
             if value is not None:
                 values.append((name, value))
         return Match(self.messages[spelling.message], found.start(), tuple(values))

@@ -96,11 +96,16 @@ class Stats:
 
     @property
     def progress(self) -> str | None:
-        """ "frozen" when an engine holds requests and produced nothing in its last two samples or more."""
+        """ "frozen" when an engine holds requests and produced nothing in its last two samples or more.
+
+        After one such sample nobody can tell a stall from a long prefill: None, as without any sample.
+        """
         if not self.engines:
             return None
         if any(engine.still >= 2 for engine in self.engines.values()):
             return "frozen"
+        if any(engine.still == 1 for engine in self.engines.values()):
+            return None
         if any(engine.last.get("running") or engine.last.get("generation") for engine in self.engines.values()):
             return "moving"
         return "idle"

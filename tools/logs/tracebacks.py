@@ -118,6 +118,11 @@ class Tracebacks:
         if not run.from_start and block.first_line <= run.first_line + 60 and _is_start(block):
             run.from_start = True
 
+    def close_complete(self) -> None:
+        """Close those whose exception was read."""
+        for key in [key for key, block in self._open.items() if block.complete]:
+            self.close(key)
+
     def close_all(self) -> None:
         for key in list(self._open):
             self.close(key)

@@ -30,7 +30,11 @@ def console_for(stream: IO[str]) -> Console:
 
 def draw(blocks: Iterable[Block], stream: IO[str] | None = None) -> None:
     """Prints the blocks. Raises ``BrokenPipeError`` where the reader went away."""
-    console = console_for(stream or sys.stdout)
+    draw_on(console_for(stream or sys.stdout), blocks)
+
+
+def draw_on(console: Console, blocks: Iterable[Block]) -> None:
+    """Prints the blocks on a console that exists already."""
     for block in blocks:
         _draw(block, console, 0)
 
