@@ -19,6 +19,8 @@ from knowledge.text import normalise, tokens
 
 #: A concept weighs as much as this many words of the same rarity.
 CONCEPT_WEIGHT = 1.6
+#: So many texts are remembered with their concepts; a compilation reads each sentence twice.
+REMEMBERED = 8_000
 #: Sentences that share less than this with a description share nothing.
 LEAST_OVERLAP = 0.05
 #: Mark of a concept among the terms.
@@ -36,6 +38,7 @@ class ConceptReader:
         options.log_errors = False
         options.case_sensitive = False
         self._owners = tuple(concepts)
+        self._seen: dict[str, frozenset[str]] = {}
         # A filter looks for the literals that a pattern cannot do without before it runs the pattern: two orders of
         # magnitude less work per text than running all patterns as one automaton.
         self._filter: Any = re2.Filter()
@@ -48,7 +51,13 @@ class ConceptReader:
         """The ids of the concepts in a text that :func:`knowledge.text.normalise` has prepared."""
         if not self._owners or not normalised:
             return frozenset()
-        return frozenset(self._owners[index] for index in self._filter.Match(normalised) or ())
+        found = self._seen.get(normalised)
+        if found is None:
+            found = frozenset(self._owners[index] for index in self._filter.Match(normalised) or ())
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen[normalised] = found
+        return found
 
 
 def terms(normalised: str, concepts: Iterable[str]) -> Counter[str]:

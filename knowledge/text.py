@@ -17,6 +17,8 @@ TEXT_LIMIT = 20_000
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.+-]*|[\u3400-\u9fff]+")
 _CJK = re.compile(r"[\u3400-\u9fff]")
 _SPACES = re.compile(r"\s+")
+#: Some people set a blank between Chinese and Latin letters, some do not; it means nothing.
+_BETWEEN_SCRIPTS = re.compile(r"(?<=[\u3400-\u9fff]) (?=[a-z0-9])|(?<=[a-z0-9]) (?=[\u3400-\u9fff])")
 _SUFFIXES = ("ings", "ing", "edly", "ies", "ied", "ed", "es", "ly", "s")
 #: Words that carry no symptom.
 _STOP = frozenset(
@@ -41,10 +43,10 @@ def _simplified() -> dict[int, str]:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, simplified characters, one blank between words; at most :data:`TEXT_LIMIT` characters."""
+    """NFKC, lower case, simplified characters, one blank between words, none beside Chinese; at most :data:`TEXT_LIMIT` characters."""
     text = unicodedata.normalize("NFKC", text[:TEXT_LIMIT]).lower().replace("’", "'")
     if _CJK.search(text):
-        text = text.translate(_simplified())
+        text = _BETWEEN_SCRIPTS.sub("", _SPACES.sub(" ", text.translate(_simplified())))
     return _SPACES.sub(" ", text).strip()
 
 

@@ -31,7 +31,9 @@ def main() -> int:
     TARGET.mkdir(exist_ok=True)
     for name, language, title, logs, text in SHOTS:
         case, _ = read_case(known, text=text, logs=log_inputs([Path(p) for p in logs]), language=language)
-        console = Console(record=True, width=104, force_terminal=True, color_system="truecolor", file=sys.stderr, highlight=False)
+        console = Console(
+            record=True, width=104, force_terminal=True, color_system="truecolor", file=sys.stderr, highlight=False
+        )
         draw_on(console, diagnosis_blocks(Engine(known).diagnose(case), known))
         console.save_svg(str(TARGET / name), title=title, code_format=FORMAT)
         print(TARGET / name)

@@ -68,7 +68,7 @@ def test_the_walks_work_as_written(copy: Path) -> None:
         copy,
         "-c",
         "from assistant.diagnosis.diagnose import Engine; from assistant.diagnosis.examples import run_examples; from knowledge.catalog import load\n"
-        "rows = list(run_examples(Engine(load()), only='serving/too-many-open-files')); print(rows); assert len(rows) == 3 and all(r.ok for r in rows)",
+        "rows = list(run_examples(Engine(load()), only=frozenset({'serving/too-many-open-files'}))); print(rows); assert len(rows) == 3 and all(r.ok for r in rows)",
     )
     assert own.returncode == 0, own.stdout + own.stderr
 

@@ -37,11 +37,11 @@ def example_material(example: dict[str, Any]) -> str:
     return "\n".join(part for part in (example.get("text"), example.get("log")) if part)
 
 
-def run_examples(engine: Engine, root: Path = ROOT, only: str | None = None) -> Iterator[Outcome]:
-    """Diagnoses every example of every cause (or of one). A match must name its cause, a near miss the one it belongs to."""
+def run_examples(engine: Engine, root: Path = ROOT, only: frozenset[str] = frozenset()) -> Iterator[Outcome]:
+    """Diagnoses every example of every cause, or of ``only`` some. A match must name its cause, a near miss the one it belongs to."""
     for path in cause_files(root):
         own = cause_id(path, root)
-        if only is not None and own != only:
+        if only and own not in only:
             continue
         document = read_yaml(path, with_lines=True)
         for kind in ("match", "near_miss"):

@@ -109,7 +109,7 @@ class Block:
             frames = self.parts[-1].frames
             if body.lstrip(" |").startswith('File "') and len(frames) < _MOST_FRAMES:
                 frames.append(body)
-            if "|" in body and not frames[-1:] == [body]:
+            if "|" in body and frames[-1:] != [body]:
                 self._group_line(body, line)
             self.last_line = line
             return True

@@ -70,7 +70,7 @@ class _Follower:
     def _reopen(self) -> None:
         """Open the file, or the one that has taken its place."""
         try:
-            state = os.stat(self._path)
+            state = self._path.stat()
         except OSError:
             return
         identity = (state.st_dev, state.st_ino)
@@ -99,7 +99,8 @@ class _Follower:
         return read
 
     def _read(self) -> bool:
-        assert self._file is not None
+        if self._file is None:
+            return False
         count = os.preadv(self._file, [memoryview(self._buffer)[self._held :]], self._offset)
         if count <= 0:
             return False

@@ -42,8 +42,7 @@ def _hidden(file: Path, below: Path) -> bool:
 
 def _recognised(source: LogInput, asked_for: bool) -> LogInput:
     """``source`` with its kind; a file named on the command line is a log unless its content says otherwise."""
-    assert source.path is not None
-    if not source.path.is_file():
+    if source.path is None or not source.path.is_file():
         return source  # a pipe or device is read as a log and must not be opened twice
     try:
         with opened(source) as (stream, _):

@@ -113,7 +113,9 @@ class Judge:
                 and prefix.level == "ERROR"
                 and self._counted_record.get(process) != key
             ):
-                wrapped = {match.message.id: match.message.kind for match in matches if match.message.kind == "wrapper"}
+                wrapped: dict[str, str] = {
+                    match.message.id: match.message.kind for match in matches if match.message.kind == "wrapper"
+                }
                 self.flush(process)
                 self._pending[process] = _Pending(key, number, prefix.clock, prefix.process, text, wrapped)
                 return
@@ -171,6 +173,8 @@ class Judge:
             if _STOPPED.search(text):
                 run.shutdown_line = run.shutdown_line or number
                 run.finished = run.finished or "Finished server process" in text or "shutdown complete" in text
+        if body.startswith("[shutdown]"):
+            return  # what the server sends its children is no death of theirs
         if "xit" in body:
             found = _EXIT_CODE.search(body)
             if found and not run.asked_to_stop:

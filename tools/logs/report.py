@@ -95,7 +95,11 @@ class Reporter:
         origin = Origin(run.source, place or None, None, run.last_at, place)
         if stats.engines:
             yield _fact("stats.samples", stats.samples, origin)
-            yield _fact("stats.progress", stats.progress, origin)
+            if stats.progress is not None:
+                yield _fact("stats.progress", stats.progress, origin)
+            else:
+                why = "the last statistics line shows requests but no tokens, and a second one would have to confirm it"
+                yield Evidence("stats.progress", "unknown", None, origin, why_unknown=why)
         for name, key, most in (
             ("stats.running", "running", False),
             ("stats.running_max", "running", True),

@@ -122,8 +122,8 @@ class Run:
         if not known and not (self.finished or self.ready or self.shutdown_line):
             same = next((seen for seen in self.heads.values() if seen), None)
             return bool(process and same and not _CHILD.match(same) and same != process and self.fatal)
-        if process and before:
-            return process != before
+        if process and before and (process != before or process.startswith("APIServer ")):
+            return True  # in a container the server is process 1 every time
         return (
             self.finished
             or self.ready

@@ -13,6 +13,7 @@ from typing import Any
 
 from knowledge.shapes import Message
 from knowledge.templates import Converter, Value, compile_template, literal_of
+from tools.logs.database import Database, Literal
 
 #: Kinds that a healthy server may print all day.
 ROUTINE = frozenset({"state", "request", "warning", "harmless"})
@@ -83,7 +84,6 @@ _STRUCTURE: tuple[tuple[int, str, bool], ...] = (
     (KERNEL, "Out of memory: Killed process", False),
     (PROCESS, "\nProcess ", False),
 )
-_BANNER_TEXTS = tuple(text.encode() for kind, text, _ in _STRUCTURE if kind == BANNER)
 #: Words that stand in most messages and in few lines of a healthy server's traffic. A literal that holds one of them is
 #: looked for on the lines that hold one; the others are looked for everywhere.
 MARKERS: tuple[bytes, ...] = tuple(
@@ -122,51 +122,6 @@ def as_written(template: str, literal: bytes) -> bytes:
     return raw[at : at + len(literal)] if at >= 0 else literal
 
 
-@dataclass(frozen=True, slots=True)
-class _Literal:
-    """One literal of a database: what is reported, in which letters, and whether once a scan is enough."""
-
-    identity: int
-    text: bytes
-    caseless: bool
-    routine: bool
-
-
-class _Database:
-    """A compiled set of literals with its scratch memory."""
-
-    def __init__(self, literals: Sequence[_Literal], thrifty: bool) -> None:
-        import hyperscan
-
-        once = hyperscan.HS_FLAG_SINGLEMATCH if thrifty else 0
-        self._database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-        self._database.compile(
-            expressions=[literal.text for literal in literals],
-            ids=[literal.identity for literal in literals],
-            elements=len(literals),
-            flags=[
-                (hyperscan.HS_FLAG_CASELESS if literal.caseless else 0) | (once if literal.routine else 0)
-                for literal in literals
-            ],
-            literal=True,
-        )
-        self._scratch = hyperscan.Scratch(self._database)
-        self._found: list[tuple[int, int]] = []
-        self._base = 0
-
-        def on_match(identity: int, _start: int, end: int, _flags: int, _context: object) -> None:
-            self._found.append((end + self._base, identity))
-
-        self._on_match = on_match
-
-    def scan(self, view: Any, base: int) -> list[tuple[int, int]]:
-        self._base = base
-        self._found = []
-        self._database.scan(view, match_event_handler=self._on_match, scratch=self._scratch)
-        self._found.sort()
-        return self._found
-
-
 def _marked_lines(hits: Sequence[tuple[int, int]], data: bytearray, size: int) -> list[tuple[int, int]]:
     """The lines that hold a marker, near ones joined, as (start, end) offsets."""
     regions: list[tuple[int, int]] = []
@@ -191,10 +146,6 @@ def _marked_lines(hits: Sequence[tuple[int, int]], data: bytearray, size: int) -
 
 def _is_whole(template: str, literal: bytes) -> bool:
     return "{" not in template and len(template) == len(literal)
-
-
-def _holds_banner(data: bytearray, size: int) -> bool:
-    return any(data.find(text, 0, size) >= 0 for text in _BANNER_TEXTS)
 
 
 @dataclass(slots=True)
@@ -241,7 +192,7 @@ class Scanner:
         self._offset = len(_STRUCTURE)
         self.structure_kinds = [kind for kind, _, _ in _STRUCTURE]
         self._structure = [
-            _Literal(place, text.encode(), False, single) for place, (_, text, single) in enumerate(_STRUCTURE)
+            Literal(place, text.encode(), False, single) for place, (_, text, single) in enumerate(_STRUCTURE)
         ]
         self._banners = frozenset(place for place, (kind, _, _) in enumerate(_STRUCTURE) if kind == BANNER)
         self._routine: set[int] = set()
@@ -267,16 +218,16 @@ class Scanner:
             [place for place, (_, _, single) in enumerate(_STRUCTURE) if single]
             + [place + self._offset for place in self._routine]
         )
-        self._full: _Database | None = None
-        self._gate: _Database | None = None
-        self._whole: _Database | None = None
+        self._full: Database | None = None
+        self._gate: Database | None = None
+        self._whole: Database | None = None
         self._dense = 0
         self._small_scans = 0
         self._options: Any = None
         self._confirmed: dict[tuple[int, str], tuple[Match, ...]] = {}
 
-    def _wanted(self, places: Iterable[int]) -> list[_Literal]:
-        return [_Literal(place + self._offset, self._literals[place], True, place in self._routine) for place in places]
+    def _wanted(self, places: Iterable[int]) -> list[Literal]:
+        return [Literal(place + self._offset, self._literals[place], True, place in self._routine) for place in places]
 
     def scan(self, data: bytearray, size: int) -> list[tuple[int, int]]:
         """(end offset, id) of every hit in ``data[:size]``, in order of offset; ids below ``structural`` are structure."""
@@ -287,12 +238,12 @@ class Scanner:
             self._small_scans += 1
             low = bytes(memoryview(data)[:size]).lower()
             present = [place for place, literal in enumerate(self._literals) if literal in low]
-            return _Database(self._structure + self._wanted(present), False).scan(memoryview(data)[:size], 0)
+            return Database(self._structure + self._wanted(present), False).scan(memoryview(data)[:size], 0)
         return self._everything().scan(memoryview(data)[:size], 0)
 
-    def _everything(self) -> _Database:
+    def _everything(self) -> Database:
         if self._full is None:
-            self._full = _Database(self._structure + self._wanted(range(len(self._literals))), False)
+            self._full = Database(self._structure + self._wanted(range(len(self._literals))), False)
         return self._full
 
     def _scan_gated(self, data: bytearray, size: int) -> list[tuple[int, int]]:
@@ -302,14 +253,17 @@ class Scanner:
                 for place, literal in enumerate(self._literals)
                 if place not in self._frames and not any(marker in literal for marker in MARKERS)
             ]
-            markers = [_Literal(_MARKED + place, marker, True, False) for place, marker in enumerate(MARKERS)]
-            self._gate = _Database(self._structure + self._wanted(direct) + markers, True)
-        if self._dense > 0 and not _holds_banner(data, size):
+            markers = [Literal(_MARKED + place, marker, True, False) for place, marker in enumerate(MARKERS)]
+            self._gate = Database(self._structure + self._wanted(direct) + markers, True)
+        if self._dense > 0:
             # The last chunk was full of marked lines (tracebacks): one scan for everything is cheaper than two.
             self._dense -= 1
             if self._whole is None:
-                self._whole = _Database(self._structure + self._wanted(range(len(self._literals))), True)
-            return self._whole.scan(memoryview(data)[:size], 0)
+                self._whole = Database(self._structure + self._wanted(range(len(self._literals))), True)
+            found = self._whole.scan(memoryview(data)[:size], 0)
+            if not any(identity in self._banners for _, identity in found):
+                return found
+            return self._everything().scan(memoryview(data)[:size], 0)
         found = self._gate.scan(memoryview(data)[:size], 0)
         if any(identity in self._banners for _, identity in found):
             # A run may begin here, and what the last one printed says nothing about it: every hit counts.

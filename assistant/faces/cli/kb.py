@@ -66,6 +66,9 @@ def show(
 
 @app.command()
 def check(
+    causes: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="only the examples of these causes")
+    ] = None,
     examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="also diagnose the causes' examples")
     ] = True,
@@ -74,6 +77,7 @@ def check(
     from assistant.diagnosis.diagnose import Engine
     from assistant.diagnosis.examples import run_examples
     from assistant.faces.cli.answering import catalogue
+    from assistant.faces.cli.options import fail
     from knowledge.check import check_files
 
     problems = check_files()
@@ -85,7 +89,9 @@ def check(
     known = catalogue()
     wrong = total = 0
     if examples:
-        for outcome in run_examples(Engine(known)):
+        for unknown in set(causes or ()) - set(known.causes):
+            fail(f"there is no cause {unknown!r}; `kb search` finds one")
+        for outcome in run_examples(Engine(known), only=frozenset(causes or ())):
             total += 1
             if not outcome.ok:
                 wrong += 1

@@ -56,7 +56,11 @@ def behind(name: str, before: bytes) -> list[LogInput]:
 @pytest.mark.parametrize("name", FAILED)
 def test_an_older_recovered_failure_in_the_same_file_changes_nothing(name: str) -> None:
     """A different start failed before; the last run is what counts."""
-    older = "tp-indivisible" if "tp-indivisible" not in accepted(MANIFEST[name]) and name != "tp-indivisible" else "port-in-use"
+    older = (
+        "tp-indivisible"
+        if "tp-indivisible" not in accepted(MANIFEST[name]) and name != "tp-indivisible"
+        else "port-in-use"
+    )
     before = (LAB / older / "server.log").read_bytes() + b"\n" + (LAB / "healthy" / "server.log").read_bytes()
     diagnosis = diagnose(behind(name, before))
     alone = label(diagnose(given(name)))
@@ -103,6 +107,10 @@ def test_paths_processes_and_line_numbers_decide_nothing() -> None:
         log = re.sub(r"(\.py):(\d+)\]", lambda m: f"{m.group(1)}:{int(m.group(2)) + 17}]", log)
         log = re.sub(r'(\.py", line )(\d+)', lambda m: f"{m.group(1)}{int(m.group(2)) + 17}", log)
         log = log.replace("/opt/venv/lib/python3.11/site-packages", "/usr/local/lib/python3.12/dist-packages")
-        log = log.replace("/srv/models/tiny", "/mnt/store/llm-8b").replace("192.0.2.", "198.51.100.").replace("11-21 ", "03-04 ")
+        log = (
+            log.replace("/srv/models/tiny", "/mnt/store/llm-8b")
+            .replace("192.0.2.", "198.51.100.")
+            .replace("11-21 ", "03-04 ")
+        )
         moved = [LogInput(name="server.log", data=log.encode()), *given(name)[1:]]
         assert label(diagnose(moved)) in accepted(MANIFEST[name]), name

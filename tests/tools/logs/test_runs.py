@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,11 @@ import pytest
 from tools.logs import ReadOptions
 
 Reader = Callable[..., Any]
+
+
+def at(*parts: int) -> datetime:
+    """A time as vLLM states it: without a zone."""
+    return datetime(*parts)  # type: ignore[arg-type]  # noqa: DTZ001
 
 
 def start(pid: int, minute: int = 0, model: str = "/srv/m") -> str:
@@ -124,11 +130,11 @@ def test_a_window_of_time(read: Reader) -> None:
         for minute in range(60)
         for second in (0, 20, 40)
     )
-    year = datetime.now().year
-    early = read(lines, ReadOptions(until=datetime(year, 6, 10, 21, 29, 59)))
+    year = time.localtime().tm_year
+    early = read(lines, ReadOptions(until=at(year, 6, 10, 21, 29, 59)))
     assert early.value("log.failures") == 0
     assert early.reading.reading.coverage[0].truncated
-    late = read(lines, ReadOptions(since=datetime(year, 6, 10, 21, 30, 40)))
+    late = read(lines, ReadOptions(since=at(year, 6, 10, 21, 30, 40)))
     assert late.value("log.failures") == 1
     assert late.reading.reading.coverage[0].lines == 30 * 3 - 2
     assert read(lines).value("log.failures") == 3
@@ -137,7 +143,21 @@ def test_a_window_of_time(read: Reader) -> None:
 def test_the_times_of_a_run(read: Reader) -> None:
     found = read(start(10) + READY)
     coverage = found.reading.reading.coverage[0]
-    year = datetime.now().year
-    assert (coverage.first_at, coverage.last_at) == (datetime(year, 6, 10, 21, 0, 0), datetime(year, 6, 10, 21, 0, 6))
+    year = time.localtime().tm_year
+    assert (coverage.first_at, coverage.last_at) == (at(year, 6, 10, 21, 0, 0), at(year, 6, 10, 21, 0, 6))
     assert coverage.processes[:2] == ("APIServer pid=10", "EngineCore pid=11")
     assert coverage.would_show
+
+
+def test_a_container_restarts_with_the_same_pid(read: Reader) -> None:
+    killed_while_loading = start(1)
+    found = read(killed_while_loading + start(1, 5) + READY + start(1, 9) + CRASH)
+    assert [run.ended for run in found.reading.runs] == ["open", "open", "failed"]
+    assert found.value("log.coverage") == "start-to-exit"
+
+
+def test_a_refused_command_line_after_a_healthy_run(read: Reader) -> None:
+    found = read(start(10) + READY + STOP + "usage: vllm [-h]\nvllm: error: unrecognized arguments: --x\n")
+    assert found.value("log.runs") == 2
+    assert found.value("log.failures") == 1
+    assert found.value("log.coverage") == "start-to-exit"
