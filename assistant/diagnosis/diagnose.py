@@ -129,11 +129,9 @@ class _Answer:
 
     def _complains(self) -> bool:
         """A person who describes trouble over a healthy log has trouble: silence of the log is no all-clear."""
-        return (
-            "incident.kind" in self.facts.values
-            and "works-fine" not in self.facts.said
-            and "may-i-ignore" not in self.facts.said
-        )
+        said = self.facts.said
+        trouble = any("incident.kind" in self.catalog.meanings.get(concept, ()) for concept in said)
+        return trouble and "works-fine" not in said and "may-i-ignore" not in said
 
     def _findings(self, verdict: Verdict) -> tuple[Finding, ...]:
         out: list[Finding] = []

@@ -73,6 +73,8 @@ def gather_facts(case: Case, catalog: Catalog, concepts: frozenset[str]) -> Fact
     facts.said = {
         name: Evidence(f"said:{name}", "present", True, text_origin, case.text[:200]) for name in sorted(concepts)
     }
+    words = "given" if facts.has_text else "none"
+    facts.values["incident.words"] = Evidence("incident.words", "present", words, text_origin)
     stated: dict[str, set[str]] = {}
     for concept in sorted(concepts):
         for name, value in catalog.meanings.get(concept, {}).items():

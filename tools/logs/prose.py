@@ -15,6 +15,22 @@ _NOISE = re.compile(
     r"Traceback \(most recent call last\)|During handling of the above exception|The above exception was the direct cause"
     r"|^\S+\.py:\d+: \w*Warning|^```|^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d|^\S+:\d+:\d+ \[\d+\] NCCL"
 )
+#: A command or one of its continuation lines: its flags are what was typed, not what the person says.
+_COMMAND = re.compile(
+    r"\s*(?:[$#>%] |\(\w+\) [$#] )?(?:sudo |nohup |time |exec )*(?:[A-Z_][A-Z0-9_]*=\S* )*"
+    r"(?:vllm (?:serve|bench|chat|complete|run-batch)|python[\d.]* -m|python[\d.]* \S+\.py|docker (?:run|compose|exec|pull)"
+    r"|podman run|kubectl |helm |curl |wget |torchrun |ray (?:start|status|stop)|pip3? install|uv pip|nvidia-smi(?: -|$)|srun )"
+)
+_CONTINUED = re.compile(
+    r"\s*(?:--?[A-Za-z][\w.-]*(?:[ =]\S+)?\s*)+\\?$|.*\\$|\s*(?:export|set|ENV) \w+=\S*$|[A-Z][A-Z0-9_]+=\S*$"
+)
+#: What `collect_env` and `pip list` print.
+_ENVIRONMENT = re.compile(
+    r"(?:Collecting environment|PyTorch version|Is debug build|CUDA used to build|ROCM used to build|OS|GCC version|Clang version"
+    r"|CMake version|Libc version|Python (?:version|platform)|Is (?:CUDA|XNNPACK) available|CUDA runtime version"
+    r"|CUDA_MODULE_LOADING|GPU models|GPU \d+|Nvidia driver version|cuDNN version|HIP runtime|MIOpen runtime|CPU|Architecture"
+    r"|Versions of relevant|\[(?:pip3|conda)\]|vLLM Version|vLLM Build Flags|GPU Topology|Neuron SDK)\b"
+)
 
 
 def prose_of(text: str) -> str:
@@ -30,11 +46,20 @@ def prose_of(text: str) -> str:
             if not line.strip() or line[:1] in " \t|":
                 continue
             in_traceback = False
-        if is_log_line(line):
+        if is_log_line(line) or is_typed(line):
             continue
         if line.strip() or (kept and kept[-1]):
             kept.append(line.strip())
     return "\n".join(kept).strip()
+
+
+def is_typed(line: str) -> bool:
+    """Whether ``line`` is a command, a part of one, or a line of an environment report; words around it make it prose."""
+    if not line.isascii():
+        return False
+    if _COMMAND.match(line):
+        return " -" in line or len(line.split()) <= 6
+    return bool(_CONTINUED.match(line) or _ENVIRONMENT.match(line))
 
 
 def is_log_line(line: str) -> bool:

@@ -93,8 +93,8 @@ class Reporter:
         stats = run.stats
         place = max((engine.place for engine in stats.engines.values()), default=run.last_line)
         origin = Origin(run.source, place or None, None, run.last_at, place)
+        yield _fact("stats.samples", stats.samples, origin)
         if stats.engines:
-            yield _fact("stats.samples", stats.samples, origin)
             if stats.progress is not None:
                 yield _fact("stats.progress", stats.progress, origin)
             else:

@@ -84,23 +84,18 @@ _STRUCTURE: tuple[tuple[int, str, bool], ...] = (
     (KERNEL, "Out of memory: Killed process", False),
     (PROCESS, "\nProcess ", False),
 )
-#: Words that stand in most messages and in few lines of a healthy server's traffic. A literal that holds one of them is
-#: looked for on the lines that hold one; the others are looked for everywhere.
+#: Pieces of text that most failing literals hold and a healthy server's traffic lacks, and the words of levels and
+#: refusals. A line that holds one is searched for every literal; failing literals that hold none are looked for
+#: everywhere, so none is missed. The pieces are chosen by benchmarks/logs_markers.py.
 MARKERS: tuple[bytes, ...] = tuple(
-    word.encode()
-    for word in (
-        "error|exception|traceback|fail|cannot|can't|n't |unable|invalid|unsupported| not |not found|none of|killed|refused|"
-        "denied|timed out|timed|nccl|xid|nvrm|panic|segfault| dumped|exited|died| dead|missing|mismatch|incompatible|corrupt|"
-        "hang|stuck|stall|unexpected|require|must |should |deprecat|retry|retries|lost|unreach|by peer|too |exceed|"
-        "insufficient|enough |no space|no such|no module|no available|no attribute| no |permission|unrecognized|unknown|"
-        "undefined|illegal|assert|overflow|preempt|swap|throttl|evict|oom|out of|larger than|greater than|less than|need |"
-        'needs |expected|only |already|file "|, in |in file|raise |cuda|hip|rocm|gloo|torch|triton|import|module|attribute|'
-        "argument|install|restart|shm|shared|ecc|nvlink|fabric|driver|ptx|kernel|lora|quant|weight|tensor|shape|divisible|"
-        "download|hugging|gated|access|unauthorized|forbidden|self.|()|speculat|config|layer|attention|backend|device|"
-        "memory|detect|support|provided|template|terminat|unspecified|userwarning|warning:|gguf|flash|compil|"
-        "model|using |with |code|vllm |vllm.|connect|this |from |input|been|version|files|transport|transformers|size|blocks|limit|"
-        "architectures|status|placement|call|caching|requested|enabled|deepep|errno|slowdown|remote|messages|available|"
-        "current|returned|placeholders|nvidia"
+    piece.encode()
+    for piece in (
+        "rror|port|s no|fail|med |able|file|cted|valid|size|model| for|quir|emor| con|nnot|sion|must|d no|"
+        "with| in |code| ins|ess |know|conn|load|cuda|kill|exce|from|atch|back|has |ment|sert|type|nccl|"
+        "compi|tran|tive| on |: not|ed b|er t|izer|nter|stat|enso|lama|miss|ned |_all|init|late|mult|n't |"
+        "name|atte|corr|errn|nixl|age |data|head|json|not e|remo|tect|.cpp|appi|ault|d to|ermi|idia|infe|"
+        'out o| rea| sho|.cc:|warning|traceback|file "|, in |http/1.1" 4|http/1.1" 5|http/1.0" 4|http/1.0" 5|'
+        "no longer|xid "
     ).split("|")
 )
 _MARKED = 1 << 24
@@ -108,6 +103,9 @@ _MARKED = 1 << 24
 _JOINED_BYTES = 512
 #: So many chunks after one that was full of marked lines are scanned for everything at once.
 _DENSE_CHUNKS = 15
+#: After a run began so many chunks, and later every so-manieth, are searched for routine literals everywhere.
+_EARLY_CHUNKS = 4
+_SAMPLED_CHUNK = 16
 #: A text up to this size, for the first few of them, is searched literal by literal.
 _SMALL_BYTES = 64 << 10
 _SMALL_SCANS = 3
@@ -160,6 +158,12 @@ class _Spelling:
     captures: dict[str, Converter] | None = None
 
 
+def is_failing(scanner: Scanner, place: int) -> bool:
+    """Whether a literal belongs to a message that may be a failure: those are never missed."""
+    kinds = {scanner.messages[spelling.message].kind for spelling in scanner.spellings[place]}
+    return not kinds.isdisjoint(("failure", "consequence", "wrapper", "foreign"))
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """A confirmed message on a line: where in the line it begins (in bytes of UTF-8), and what it captured (by capture name)."""
@@ -173,7 +177,8 @@ class Scanner:
     """Holds the literals of ``messages``; one scanner serves any number of logs, one after another, in one thread.
 
     ``thrifty`` is for large logs: routine literals are reported once a chunk, and most literals are looked for only on
-    lines that hold a marker word (see :data:`MARKERS`), which is exact because every such literal holds one itself.
+    lines that hold a marker (see :data:`MARKERS`). That finds every message of a failing kind; routine ones (INFO lines,
+    values) are found where a run begins and in every sixteenth chunk of a server's steady traffic.
     """
 
     def __init__(self, messages: Sequence[Message], thrifty: bool) -> None:
@@ -187,8 +192,8 @@ class Scanner:
                 except ValueError:
                     continue  # the knowledge checker refuses it; a reader must still work
                 by_literal.setdefault(literal, []).append(_Spelling(place, says, literal, _is_whole(says, literal)))
-        self._literals = list(by_literal)
-        self._spellings: list[list[_Spelling]] = list(by_literal.values())
+        self.literals = list(by_literal)
+        self.spellings: list[list[_Spelling]] = list(by_literal.values())
         self._offset = len(_STRUCTURE)
         self.structure_kinds = [kind for kind, _, _ in _STRUCTURE]
         self._structure = [
@@ -202,17 +207,11 @@ class Scanner:
             for place, (kind, text, single) in enumerate(_STRUCTURE)
             if single and kind in LAST_WANTED
         }
-        for place, spellings in enumerate(self._spellings):
+        for place, spellings in enumerate(self.spellings):
             if all(self.messages[spelling.message].kind in ROUTINE for spelling in spellings):
                 self._routine.add(place)
                 if any(self.messages[spelling.message].captures for spelling in spellings):
                     self._last[place + self._offset] = as_written(spellings[0].template, spellings[0].literal)
-        #: Frames stand next to 'File "' lines, which are marked.
-        self._frames = {
-            place
-            for place, spellings in enumerate(self._spellings)
-            if all(self.messages[spelling.message].kind == "frame" for spelling in spellings)
-        }
         #: What a thrifty scan reports once a chunk.
         self._once = frozenset(
             [place for place, (_, _, single) in enumerate(_STRUCTURE) if single]
@@ -222,12 +221,13 @@ class Scanner:
         self._gate: Database | None = None
         self._whole: Database | None = None
         self._dense = 0
+        self._chunks = 0  # since a run began
         self._small_scans = 0
         self._options: Any = None
         self._confirmed: dict[tuple[int, str], tuple[Match, ...]] = {}
 
     def _wanted(self, places: Iterable[int]) -> list[Literal]:
-        return [Literal(place + self._offset, self._literals[place], True, place in self._routine) for place in places]
+        return [Literal(place + self._offset, self.literals[place], True, place in self._routine) for place in places]
 
     def scan(self, data: bytearray, size: int) -> list[tuple[int, int]]:
         """(end offset, id) of every hit in ``data[:size]``, in order of offset; ids below ``structural`` are structure."""
@@ -237,36 +237,40 @@ class Scanner:
             # A database of everything costs 0.2 s to make; for one small text the literals it holds are found faster.
             self._small_scans += 1
             low = bytes(memoryview(data)[:size]).lower()
-            present = [place for place, literal in enumerate(self._literals) if literal in low]
+            present = [place for place, literal in enumerate(self.literals) if literal in low]
             return Database(self._structure + self._wanted(present), False).scan(memoryview(data)[:size], 0)
         return self._everything().scan(memoryview(data)[:size], 0)
 
     def _everything(self) -> Database:
         if self._full is None:
-            self._full = Database(self._structure + self._wanted(range(len(self._literals))), False)
+            self._full = Database(self._structure + self._wanted(range(len(self.literals))), False)
         return self._full
 
     def _scan_gated(self, data: bytearray, size: int) -> list[tuple[int, int]]:
         if self._gate is None:
             direct = [
                 place
-                for place, literal in enumerate(self._literals)
-                if place not in self._frames and not any(marker in literal for marker in MARKERS)
+                for place, literal in enumerate(self.literals)
+                if is_failing(self, place) and not any(marker in literal for marker in MARKERS)
             ]
             markers = [Literal(_MARKED + place, marker, True, False) for place, marker in enumerate(MARKERS)]
             self._gate = Database(self._structure + self._wanted(direct) + markers, True)
-        if self._dense > 0:
-            # The last chunk was full of marked lines (tracebacks): one scan for everything is cheaper than two.
+        self._chunks += 1
+        steady = self._chunks > _EARLY_CHUNKS and self._chunks % _SAMPLED_CHUNK
+        if self._dense > 0 or not steady:
+            # The last chunk was full of marked lines (tracebacks), or routine lines are due: one scan for everything.
             self._dense -= 1
             if self._whole is None:
-                self._whole = Database(self._structure + self._wanted(range(len(self._literals))), True)
+                self._whole = Database(self._structure + self._wanted(range(len(self.literals))), True)
             found = self._whole.scan(memoryview(data)[:size], 0)
             if not any(identity in self._banners for _, identity in found):
                 return found
+            self._chunks = 0
             return self._everything().scan(memoryview(data)[:size], 0)
         found = self._gate.scan(memoryview(data)[:size], 0)
         if any(identity in self._banners for _, identity in found):
             # A run may begin here, and what the last one printed says nothing about it: every hit counts.
+            self._chunks = 0
             return self._everything().scan(memoryview(data)[:size], 0)
         regions = _marked_lines(found, data, size)
         if sum(end - start for start, end in regions) * 8 > size:
@@ -320,7 +324,7 @@ class Scanner:
             low = raw.lower()
             known = tuple(
                 match
-                for spelling in self._spellings[identity - self._offset]
+                for spelling in self.spellings[identity - self._offset]
                 if (match := self._match(spelling, raw, low)) is not None
             )
             if len(self._confirmed) > 4096:
