@@ -34,6 +34,10 @@ def read_case(
         inputs.append(LogInput(name=WORDS, data=text.encode("utf-8", "replace"), pasted=True))
     reading = read_logs(inputs, tuple(catalog.messages.values()), options or ReadOptions()) if inputs else None
     prose = reading.prose if reading is not None else text
+    if prose:
+        from tools.redaction import clean, redact
+
+        prose = redact(clean(prose))  # before it is kept, shown or compared with anything
     if language is None:
         language = "zh" if language_of(prose) == "zh" else "en"
     case = Case(

@@ -61,6 +61,7 @@ class SourceReader:
         self._options = options
         self._redact = redact
         self._pasted = pasted
+        scanner.begin()
         self._cursor = Cursor(year)
         self._hit_lines = HitLines(scanner)
         self.run = Run(name, 1, 1)
@@ -164,10 +165,9 @@ class SourceReader:
         prefix = parse_prefix(text)
         body = text[prefix.body :]
         kinds = self._kinds(ids)
-        if not kinds & _ALARMING:
+        alarming = bool(kinds & _ALARMING)
+        if not alarming:
             ids = self._unspent(ids)
-        elif len(text) < _LONG_LINE:
-            ids = self._scanner.complete(ids, text)
         if scan.BANNER in kinds:
             self._banner(data, start, end, text, prefix)
         if prefix.process is not None:
@@ -176,6 +176,8 @@ class SourceReader:
         if scan.PROCESS in kinds and text.startswith("Process ") and text.rstrip().endswith(":"):
             self._tracebacks.name_next(number, text.rstrip()[8:-1])
         matches = self._matches(ids, prefix, text, body)
+        if alarming and not matches and len(text) < _LONG_LINE:
+            matches = self._matches(self._scanner.complete(ids, text), prefix, text, body)
         self._structure(kinds, prefix, text, body, number, data, start)
         header = body.find(HEADER) if scan.TRACEBACK in kinds else -1
         if header == 0 or header > 0 and prefix.level not in ("INFO", "DEBUG"):
@@ -210,9 +212,9 @@ class SourceReader:
                     self._line(data, (start, end, ids))
             elif ids and (taken[0].complete or max(ids) >= self._scanner.structural):
                 block, body = taken
-                if block.complete and len(text) < _LONG_LINE:
-                    ids = self._scanner.complete(ids, body)
                 found = self._confirmed(ids, body)
+                if not found and block.complete and len(text) < _LONG_LINE:
+                    found = self._confirmed(self._scanner.complete(ids, body), body)
                 if any(match.message.kind == "harmless" for match in found):
                     found = [match for match in found if match.message.kind not in FAILING]
                 self._tracebacks.attach(block, tuple(found), number, text, block.complete)
