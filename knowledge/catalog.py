@@ -1,11 +1,12 @@
 """The knowledge as one object, loaded from the compiled file in a few milliseconds.
 
 ``load()`` takes ``knowledge/_compiled.json`` where it is at least as new as every file it was made from, and compiles
-in memory otherwise (a working tree that somebody edits); an installed package carries the compiled file only.
+anew otherwise (a working tree that somebody edits); an installed package carries the compiled file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,9 @@ def load() -> Catalog:
     """The catalogue of this installation. Raises :class:`knowledge.sources.KnowledgeError` where a file is wrong."""
     if _is_fresh():
         return from_compiled(json.loads(COMPILED.read_bytes()))
-    from knowledge.compiler import compile_knowledge
+    from knowledge.compiler import compile_knowledge, write
 
-    return from_compiled(compile_knowledge())
+    compiled = compile_knowledge()
+    with contextlib.suppress(OSError):  # a read-only installation compiles each time; it still answers
+        write(compiled)
+    return from_compiled(compiled)

@@ -157,15 +157,19 @@ def _at_word_start(pattern: str) -> str:
     return rf"\b(?:{pattern})" if pattern[:1].isalnum() or pattern[:1] == "(" else pattern
 
 
-def write_compiled(root: Path = ROOT) -> Path:
-    """Compiles and replaces the compiled file in one step; a reader never sees half of it."""
-    compiled = compile_knowledge(root)
+def write(compiled: dict[str, Any], root: Path = ROOT) -> Path:
+    """Replaces the compiled file in one step; a reader never sees half of it. Raises ``OSError`` where it cannot."""
     target = root / COMPILED.name
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(compiled, ensure_ascii=False, separators=(",", ":"), default=str), encoding="utf-8")
-    temporary.replace(target)
+    try:
+        temporary.write_text(
+            json.dumps(compiled, ensure_ascii=False, separators=(",", ":"), default=str), encoding="utf-8"
+        )
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
 
 
 if __name__ == "__main__":
-    print(f"compiled the knowledge into {write_compiled()}")
+    print(f"compiled the knowledge into {write(compile_knowledge())}")

@@ -100,9 +100,10 @@ def check(
                     f"but is {outcome.got} (confidence {outcome.confidence:.2f}). `kb try` shows every condition."
                 )
     drafts = sum(c.draft for c in known.causes.values())
+    ran = f"; {total - wrong} of {total} examples right" if examples else ""
     typer.echo(
         f"kb check: {len(known.causes)} causes ({drafts} drafts), {len(known.messages)} messages, "
-        f"{len(known.concepts)} concepts, {len(known.intents)} intents; {total - wrong} of {total} examples right"
+        f"{len(known.concepts)} concepts, {len(known.intents)} intents{ran}"
     )
     if wrong:
         raise typer.Exit(1)
