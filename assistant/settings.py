@@ -59,6 +59,7 @@ KEYS: tuple[Key, ...] = (
     Key("language", "text", "", "Language of answers; empty means that of the question.", one_of=("", "en", "zh")),
     Key("deadline_s", "number", 60.0, "Seconds that one look at something may take.", least=1, most=86400),
     Key("targets_file", "path", "", "File that names the servers to look at, TOML or YAML."),
+    Key("runbooks_folder", "path", "", "Folder of your own Markdown runbooks; they are searched beside the documents."),
     Key(
         "redact_addresses", "yes_no", False, "Also remove IP addresses and e-mail addresses from what is saved or sent."
     ),

@@ -9,6 +9,8 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
+#: Hits with less than this share of the best one's score are noise.
+LEAST_SHARE = 0.25
 _MARK = {True: "true", False: "false", None: "unknown"}
 
 
@@ -16,26 +18,39 @@ _MARK = {True: "true", False: "false", None: "unknown"}
 def search(
     text: Annotated[str, typer.Argument(help="words, an error text, or an id")],
     limit: Annotated[int, typer.Option("--limit", min=1, max=50)] = 5,
-    lang: Annotated[str | None, typer.Option("--lang", help="en or zh")] = None,
+    lang: Annotated[str | None, typer.Option("--lang", help="en or zh; that of the words unless given")] = None,
+    runbooks: Annotated[
+        Path | None, typer.Option("--runbooks", metavar="FOLDER", help="your own Markdown files, searched too")
+    ] = None,
 ) -> None:
-    """Find causes by id, message or description."""
+    """Find causes and document sections by id, error text or description."""
     from assistant.faces.cli.answering import catalogue
-    from knowledge.search import ConceptReader, rank
-    from knowledge.text import language_of, normalise
+    from assistant.faces.cli.options import fail
+    from assistant.settings import load_what_works
+    from knowledge.documents import site_sections
+    from knowledge.retrieve import Retriever
+    from knowledge.text import language_of
 
-    known = catalogue()
+    configured = load_what_works()[0].text("runbooks_folder")
+    folder = runbooks or (Path(configured) if configured else None)
+    try:
+        site = list(site_sections(folder)) if folder is not None else []
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", 3)
     language = lang if lang in ("en", "zh") else language_of(text)
-    words = normalise(text)
-    exact = [c.id for c in known.causes.values() if words in (c.id, c.id.split("/", 1)[1])]
-    exact += [
-        c.id for c in known.causes.values() for s in c.signals if s.key == f"message:{words}" and c.id not in exact
-    ]
-    ranked = [like.cause for like in rank(words, known.symptoms, ConceptReader(known.concepts).read(words))]
-    found = list(dict.fromkeys([*exact, *ranked]))[:limit]
-    if not found:
-        typer.echo(f"nothing in the knowledge base sounds like {text!r}")
-    for cause_id in found:
-        typer.echo(f"{cause_id:40} {known.causes[cause_id].title[language]}")
+    known = catalogue()
+    retriever = Retriever(known, site=site)
+    anything = False
+    for kind in ("cause", "section", "site"):
+        hits = retriever.search(text, limit, language, kind=kind)
+        hits = [hit for hit in hits if hit.score >= hits[0].score * LEAST_SHARE]
+        if hits:
+            typer.echo(("\n" if anything else "") + known.word(f"heading-found-{kind}", language))
+            anything = True
+        for hit in hits:
+            typer.echo(f"  {hit.id:38} {hit.title}")
+    if not anything:
+        typer.echo(known.word("found-nothing", language, text=text))
 
 
 @app.command()
