@@ -27,6 +27,8 @@ NOTICE_LINES = 40
 #: A refused request on a server that answers nearly all others says nothing about the server.
 FEW_REFUSED = 0.12
 MANY_REQUESTS = 20
+#: ... unless the refusal stands there once or twice: then it is what the person asks about, not a client's habit.
+SINGULAR = 3
 REFUSED_SHARE = 0.15
 #: Likeness of a description below which it says nothing, and from which it counts as a strong signal.
 LIKENESS_FLOOR, LIKENESS_FULL = 0.12, 0.55
@@ -128,7 +130,7 @@ def _points(
             continue
         if message.kind in _FAILING:
             places.append(order.place(message.id, item, message.kind))
-        elif message.kind == "request":
+        elif message.kind == "request" and item.count > SINGULAR:
             factor = min(factor, request_factor)
     return POINTS[signal.weight] * signal.share * (max(places) if places else 1.0) * factor
 

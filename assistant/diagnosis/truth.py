@@ -100,17 +100,18 @@ def gather_facts(case: Case, catalog: Catalog, concepts: frozenset[str]) -> Fact
 
 
 def _derive_phase(case: Case, facts: Facts) -> None:
-    """A log that was read settles whether the server had come up; the person's word only counts without it."""
+    """A log read from its start settles whether the server had come up; the person's word only counts without it.
+
+    A log that begins later settles nothing: traffic may be followed by a restart whose banner was cut away.
+    """
     if "incident.phase" in case.answers:
         return
     for coverage in case.reading.coverage:
-        if coverage.ready:
-            phase = "serving"
-        elif coverage.from_start and coverage.ended == "failed":
-            phase = "startup"
-        else:
+        if not coverage.from_start:
             continue
-        facts.values["incident.phase"] = Evidence("incident.phase", "present", phase, Origin(coverage.source))
+        if coverage.ready or coverage.ended == "failed":
+            phase = "serving" if coverage.ready else "startup"
+            facts.values["incident.phase"] = Evidence("incident.phase", "present", phase, Origin(coverage.source))
 
 
 def judge(condition: Condition, facts: Facts) -> Judgement:

@@ -38,7 +38,8 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "least_right", "most_wrong"), [("words", 0.95, 0.02), ("oblique", 0.80, 0.06), ("reports", 0.90, 0.05)]
+    ("name", "least_right", "most_wrong"),
+    [("words", 0.97, 0.02), ("oblique", 0.94, 0.03), ("reports", 0.95, 0.03), ("blind", 0.92, 0.04)],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:
     results = [judged(row) for row in rows(name)]
@@ -49,7 +50,7 @@ def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None
 
 
 def test_what_is_stated_with_high_confidence_is_right() -> None:
-    results = [judged(row) for name in ("words", "oblique", "reports") for row in rows(name)]
+    results = [judged(row) for name in ("words", "oblique", "reports", "blind") for row in rows(name)]
     high = [right for right, _, sure in results if sure is not None and sure >= 0.9]
     assert len(high) >= len(results) * 0.5
     assert sum(high) / len(high) >= 0.95
@@ -57,6 +58,6 @@ def test_what_is_stated_with_high_confidence_is_right() -> None:
 
 def test_labels_exist() -> None:
     known = {*ENGINE.catalog.causes, "fine", "other"}
-    for name in ("words", "oblique", "reports"):
+    for name in ("words", "oblique", "reports", "blind"):
         for row in rows(name):
             assert {row["primary"], *row.get("also", ())} <= known, row["id"]
