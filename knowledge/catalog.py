@@ -19,6 +19,7 @@ from knowledge.shapes import (
     Concept,
     Exclusion,
     Fix,
+    GpuEvent,
     Intent,
     Message,
     Observable,
@@ -33,7 +34,7 @@ from knowledge.shapes import (
 ROOT = Path(__file__).resolve().parent
 COMPILED = ROOT / "_compiled.json"
 _FOLDERS = ("causes", "normal", "messages", "concepts", "vllm", "text_data")
-_FILES = ("observables.yaml", "intents.yaml", "tree.yaml", "sentences.yaml")
+_FILES = ("gpu_events.yaml", "observables.yaml", "intents.yaml", "tree.yaml", "sentences.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Catalog:
     meanings: Mapping[str, Mapping[str, str]]  # concept -> {observable: value} that saying it states
     observables: Mapping[str, Observable]
     intents: Mapping[str, Intent]
+    gpu_events: Mapping[str, GpuEvent]  # "xid-79", "sxid-20034"
     tree: Tree
     sentences: Mapping[str, Words]
     symptoms: SymptomIndex
@@ -135,6 +137,7 @@ def from_compiled(raw: Mapping[str, Any]) -> Catalog:
             for key, o in raw["observables"].items()
         },
         intents={key: _intent(key, i) for key, i in raw["intents"].items()},
+        gpu_events={key: GpuEvent(**row) for key, row in raw["gpu_events"].items()},
         tree=Tree(raw["tree"]["start"], nodes, raw["tree"]["healthy"]),
         sentences=raw["sentences"],
         symptoms=SymptomIndex(

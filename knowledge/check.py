@@ -292,6 +292,18 @@ class _Checker:
                         document, ("nodes", name, "next", answer), f"{target!r} is no node", "Use a node or `decide`"
                     )
 
+    def events(self, document: Document) -> None:
+        seen: set[tuple[int | None, int | None]] = set()
+        for index, entry in enumerate(document.data or ()):
+            if not self.validate(schema.EventEntry, entry, document, (index,)):
+                continue
+            code = (entry.get("xid"), entry.get("sxid"))
+            if code in seen:
+                self.add(document, (index,), "this code is described twice", "Keep one")
+            seen.add(code)
+            if entry["cause"] is not None:
+                self.refer(entry["cause"], self.names.causes, "cause", document, (index, "cause"))
+
     def run(self) -> None:
         root = self.root
         self.names.causes = {cause_id(path, root) for path in cause_files(root)}
@@ -329,6 +341,9 @@ class _Checker:
                 for observable in entry.get("means") or {}:
                     if not self.names.has_observable(observable):
                         self.add(document, (name, "means"), f"{observable!r} is no observable", "See observables.yaml")
+        events = self.read(root / "gpu_events.yaml")
+        if events is not None:
+            self.events(events)
         tree = self.read(root / "tree.yaml")
         if tree is not None:
             self.tree(tree)

@@ -114,6 +114,15 @@ def compile_knowledge(root: Path = ROOT) -> dict[str, Any]:
         "concepts": concepts,
         "observables": read_yaml(root / "observables.yaml").data,
         "intents": {name: _with_versions(entry, root) for name, entry in read_yaml(root / "intents.yaml").data.items()},
+        "gpu_events": {
+            f"xid-{row['xid']}" if row.get("xid") is not None else f"sxid-{row['sxid']}": {
+                "name": row["name"],
+                "meaning": {"en": row["en"], "zh": row["zh"]},
+                "action": row["action"],
+                "cause": row.get("cause"),
+            }
+            for row in read_yaml(root / "gpu_events.yaml").data
+        },
         "tree": read_yaml(root / "tree.yaml").data,
         "sentences": read_yaml(root / "sentences.yaml").data,
         "symptoms": {

@@ -66,7 +66,9 @@ class _Entry:
 class Retriever:
     """Prepared once, then asked any number of times; holds everything in memory."""
 
-    def __init__(self, catalog: Catalog, sections: Iterable[Section] | None = None, site: Iterable[Section] = ()) -> None:
+    def __init__(
+        self, catalog: Catalog, sections: Iterable[Section] | None = None, site: Iterable[Section] = ()
+    ) -> None:
         self._catalog = catalog
         self._reader = ConceptReader(catalog.concepts)
         self._entries: list[_Entry] = []

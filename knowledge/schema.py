@@ -186,5 +186,23 @@ class TreeFile(Strict):
     nodes: dict[str, NodeEntry]
 
 
+class EventEntry(Strict):
+    """One event that the NVIDIA driver prints into the kernel log."""
+
+    xid: int | None = None
+    sxid: int | None = None
+    name: Sentence
+    en: Sentence
+    zh: Sentence
+    action: Words
+    cause: str | None = None
+
+    @model_validator(mode="after")
+    def _one_code(self) -> EventEntry:
+        if (self.xid is None) == (self.sxid is None):
+            raise ValueError("an event has either an xid or an sxid")
+        return self
+
+
 #: The order of keys in a cause file.
 CAUSE_ORDER = tuple(CauseFile.model_fields)

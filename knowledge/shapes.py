@@ -154,6 +154,16 @@ class Concept:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuEvent:
+    """An Xid or SXid event of the NVIDIA driver; ``cause`` is what it means for a server, where it means one thing."""
+
+    name: str
+    meaning: Words
+    action: Words
+    cause: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TreeNode:
     """One question of the decision tree: which observable answers it, and where each answer leads."""
 

@@ -248,6 +248,18 @@ class _Answer:
         for coverage in self.case.reading.coverage:
             if coverage.runs > 1:
                 notes.append(self.catalog.word("runs-before", self.language, runs=coverage.runs, run=coverage.run))
+        event = self.catalog.gpu_events.get(f"xid-{self.facts.value('gpu.xid')}")
+        if event is not None:
+            notes.append(
+                self.catalog.word(
+                    "gpu-event",
+                    self.language,
+                    code=f"Xid {self.facts.value('gpu.xid')}",
+                    name=event.name,
+                    meaning=event.meaning[self.language],
+                    action=event.action[self.language],
+                )
+            )
         if verdict == "healthy" and leader is not None:
             notes.insert(0, leader.cause.explanation[self.language])
         return tuple(notes)
@@ -266,13 +278,12 @@ def _short(value: Any) -> str:
 
 def _quotes(candidate: Candidate) -> tuple[Quote, ...]:
     """The lines behind the heaviest reasons, each once, in the order of the reasons."""
-    rows: dict[tuple[str, int | None, str], Quote] = {}
+    rows: dict[str, Quote] = {}
     for reason in candidate.reasons:
         for item in reason.support:
             if not item.quote:
                 continue
-            key = (item.origin.source, item.origin.line, item.quote)
-            rows.setdefault(key, _quote(item))
+            rows.setdefault(item.quote.strip(), _quote(item))
             if len(rows) >= MOST_QUOTES:
                 return tuple(rows.values())
     return tuple(rows.values())

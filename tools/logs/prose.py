@@ -50,7 +50,16 @@ def prose_of(text: str) -> str:
             continue
         if line.strip() or (kept and kept[-1]):
             kept.append(line.strip())
-    return "\n".join(kept).strip()
+    prose = "\n".join(kept).strip()
+    return prose or _spoken_error(text)
+
+
+def _spoken_error(text: str) -> str:
+    """A message that is one or two lines beginning with an exception's name may be a person retelling it."""
+    lines = [clean(line).strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 2:
+        return ""
+    return "\n".join(line for line in lines if exception_of(line) and parse_prefix(line).level is None)
 
 
 def is_typed(line: str) -> bool:

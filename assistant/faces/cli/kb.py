@@ -55,7 +55,9 @@ def search(
 
 @app.command()
 def show(
-    cause: Annotated[str, typer.Argument(metavar="ID", help="a cause id, for example memory/no-room-for-kv-cache")],
+    cause: Annotated[
+        str, typer.Argument(metavar="ID", help="a cause id, for example memory/no-room-for-kv-cache, or xid-79")
+    ],
     lang: Annotated[str, typer.Option("--lang", help="en or zh")] = "en",
     vllm_version: Annotated[str | None, typer.Option("--vllm-version")] = None,
 ) -> None:
@@ -69,6 +71,21 @@ def show(
 
     known = catalogue()
     language: Any = "zh" if lang == "zh" else "en"
+    event = known.gpu_events.get(cause.lower().replace(" ", "-"))
+    if event is not None:
+        code = cause.replace("-", " ")
+        typer.echo(
+            known.word(
+                "gpu-event",
+                language,
+                code=code,
+                name=event.name,
+                meaning=event.meaning[language],
+                action=event.action[language],
+            )
+        )
+        typer.echo(event.cause or "")
+        return
     if cause not in known.causes:
         from difflib import get_close_matches
 
