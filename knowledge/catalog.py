@@ -60,8 +60,13 @@ class Catalog:
     gpu_events: Mapping[str, GpuEvent]  # "xid-79", "sxid-20034"
     tree: Tree
     sentences: Mapping[str, Words]
-    symptoms: SymptomIndex
+    symptoms_json: str  # read when words are to be compared, not before: logs need none of it
     calibration: Mapping[str, Any]
+
+    @property
+    def symptoms(self) -> SymptomIndex:
+        """The index of the symptom sentences."""
+        return _symptoms(self.symptoms_json)
 
     def observable(self, name: str) -> Observable | None:
         """The declaration of ``name``, or of the family it belongs to."""
@@ -71,6 +76,12 @@ class Catalog:
     def word(self, key: str, lang: str, **values: object) -> str:
         """The sentence ``key`` in the asked language, with its places filled."""
         return self.sentences[key][lang].format(**values)
+
+
+@lru_cache(maxsize=4)
+def _symptoms(text: str) -> SymptomIndex:
+    raw = json.loads(text)
+    return SymptomIndex(tuple(raw["causes"]), raw["postings"], raw["inverse_frequency"])
 
 
 def _fix(raw: Mapping[str, Any]) -> Fix:
@@ -140,11 +151,7 @@ def from_compiled(raw: Mapping[str, Any]) -> Catalog:
         gpu_events={key: GpuEvent(**row) for key, row in raw["gpu_events"].items()},
         tree=Tree(raw["tree"]["start"], nodes, raw["tree"]["healthy"]),
         sentences=raw["sentences"],
-        symptoms=SymptomIndex(
-            tuple(raw["symptoms"]["causes"]),
-            raw["symptoms"]["postings"],
-            raw["symptoms"]["inverse_frequency"],
-        ),
+        symptoms_json=raw["symptoms"],
         calibration=raw["calibration"],
     )
 

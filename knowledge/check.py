@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from knowledge import schema
+from knowledge.errors import KnowledgeError
 from knowledge.sources import (
     ROOT,
     Document,
     Key,
-    KnowledgeError,
     cause_files,
     cause_id,
     merged_files,

@@ -13,9 +13,10 @@ from typing import Any
 
 from knowledge.catalog import COMPILED
 from knowledge.conditions import is_pure_talk, needs, particular
+from knowledge.errors import KnowledgeError
 from knowledge.search import ConceptReader, build_index
 from knowledge.shapes import Concept
-from knowledge.sources import ROOT, KnowledgeError, cause_files, cause_id, merge_messages, merged_files, read_yaml
+from knowledge.sources import ROOT, cause_files, cause_id, merge_messages, merged_files, read_yaml
 from knowledge.text import normalise
 from knowledge.versions import release
 from knowledge.vllm_tables import variable_range, versions
@@ -125,11 +126,16 @@ def compile_knowledge(root: Path = ROOT) -> dict[str, Any]:
         },
         "tree": read_yaml(root / "tree.yaml").data,
         "sentences": read_yaml(root / "sentences.yaml").data,
-        "symptoms": {
-            "causes": index.causes,
-            "postings": index.postings,
-            "inverse_frequency": {term: round(value, 4) for term, value in index.inverse_frequency.items()},
-        },
+        "symptoms": json.dumps(
+            {
+                "causes": index.causes,
+                "postings": index.postings,
+                "inverse_frequency": {term: round(value, 4) for term, value in index.inverse_frequency.items()},
+            },
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+        ),
         "calibration": json.loads(calibration.read_text(encoding="utf-8")) if calibration.exists() else {},
     }
     text = json.dumps(compiled, ensure_ascii=False, sort_keys=True, default=str)

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from knowledge.errors import KnowledgeError
+
 ROOT = Path(__file__).resolve().parent
 
 #: The kind a vLLM message has when no YAML entry says otherwise, by the level in vLLM's source.
@@ -22,10 +24,6 @@ SILENT_LEVELS = ("return", "reason")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Key = tuple[str | int, ...]
-
-
-class KnowledgeError(ValueError):
-    """A knowledge file that cannot be used; the text names file, line, key and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from knowledge.retrieve import Retriever
 
 QUERIES = [
     json.loads(line)
-    for line in (Path(__file__).resolve().parents[1] / "data" / "queries.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (Path(__file__).resolve().parents[1] / "data" / "queries.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
 ]
 RETRIEVER = Retriever(load())
 
@@ -51,7 +53,9 @@ def test_both_languages_have_the_same_sections() -> None:
 
 
 def test_a_site_s_own_runbooks_join_in(tmp_path: Path) -> None:
-    (tmp_path / "paging.md").write_text("# On call\n\n## Zeppelin cluster drain\n\nCall the depot first.\n", encoding="utf-8")
+    (tmp_path / "paging.md").write_text(
+        "# On call\n\n## Zeppelin cluster drain\n\nCall the depot first.\n", encoding="utf-8"
+    )
     retriever = Retriever(load(), sections=(), site=site_sections(tmp_path))
     hit = retriever.search("zeppelin drain", 1)[0]
     assert (hit.kind, hit.id) == ("site", "paging.md#zeppelin-cluster-drain")

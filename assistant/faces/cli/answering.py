@@ -44,7 +44,7 @@ class Shown:
 
 def catalogue() -> Catalog:
     """The knowledge, or one sentence on why there is none."""
-    from knowledge.sources import KnowledgeError
+    from knowledge.errors import KnowledgeError
 
     try:
         return load()

@@ -207,8 +207,9 @@ def try_(
     from assistant.faces.cli.options import fail
     from knowledge.catalog import from_compiled
     from knowledge.compiler import compile_cause, compile_knowledge
+    from knowledge.errors import KnowledgeError
     from knowledge.search import rank
-    from knowledge.sources import ROOT, KnowledgeError
+    from knowledge.sources import ROOT
     from knowledge.text import normalise
 
     try:
