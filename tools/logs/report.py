@@ -127,7 +127,7 @@ def _fact(name: str, value: Value, origin: Origin, quote: str = "") -> Evidence:
 
 
 def redactor() -> Callable[[str], str]:
-    """Removes secrets from what is quoted."""
-    from tools.redaction import redact
+    """What every text passes before it leaves the reader: control and bidirectional characters go, then secrets."""
+    from tools.redaction import clean, redact
 
-    return redact
+    return lambda text: redact(clean(text))
