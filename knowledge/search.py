@@ -23,6 +23,9 @@ CONCEPT_WEIGHT = 1.6
 REMEMBERED = 8_000
 #: Sentences that share less than this with a description share nothing.
 LEAST_OVERLAP = 0.05
+#: A description of fewer telling terms than this sounds like many things; its likeness is trusted less.
+ENOUGH_TERMS = 6
+LEAST_TRUST = 0.3
 #: Mark of a concept among the terms.
 _MARK = "§"
 
@@ -109,10 +112,11 @@ def rank(description: str, index: SymptomIndex, concepts: frozenset[str]) -> lis
     weights = {t: n * index.inverse_frequency[t] for t, n in found.items() if t in index.inverse_frequency}
     if not weights:
         return []
+    enough = min(1.0, LEAST_TRUST + (1.0 - LEAST_TRUST) * len(weights) / ENOUGH_TERMS)
     overlap: dict[int, float] = defaultdict(float)
     for term, weight in _unit(weights).items():
         for number, other in index.postings[term]:
-            overlap[number] += weight * other
+            overlap[number] += weight * other * enough
     best: dict[str, list[float]] = defaultdict(list)
     for number, score in overlap.items():
         if score > LEAST_OVERLAP:

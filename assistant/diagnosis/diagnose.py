@@ -31,6 +31,8 @@ from tools.evidence import Evidence
 
 #: Guesses below this confidence are not worth a person's time.
 LEAST_GUESS = 0.03
+#: A guess below this confidence stays in the list and out of the summary.
+LEAST_NAMED = 0.5
 MOST_CAUSES = 5
 MOST_QUOTES = 3
 #: A second cause is "also" there, not an alternative, when its own evidence would carry it alone.
@@ -187,7 +189,9 @@ class _Answer:
             return self._loading()
         if self.facts.value("log.ended") == "clean-shutdown" and not self.facts.value("log.failures"):
             return word("summary-shutdown", lang)
-        if findings and findings[0].confidence >= 0.2:
+        # Likeness alone does not name a guess: too little was said.
+        told = any(r.signal.when is not None for i in self.order[:1] for r in self.kept[i].reasons)
+        if findings and told and findings[0].confidence >= LEAST_NAMED:
             return word("summary-unknown-guess", lang, title=findings[0].title)
         unknown = _text(self.facts.value("log.unrecognised"))
         if unknown:
