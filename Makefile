@@ -76,7 +76,7 @@ calibrate: install ## fit the confidence to labelled incidents: make calibrate I
 	$(BIN)/python -m assistant.diagnosis.calibrate $(INCIDENTS)
 
 lock: install ## resolve the dependencies anew, with hashes and without a registry's address
-	$(BIN)/uv pip compile pyproject.toml --group dev --group build --group lock --extra postgres --generate-hashes \
+	$(BIN)/uv pip compile pyproject.toml --group dev --group build --group lock --extra postgres --extra telemetry --generate-hashes \
 		--no-emit-index-url --no-header --universal --python-version 3.11 --upgrade --quiet -o constraints.txt
 
 clean: ## what was built; the laboratory stays
