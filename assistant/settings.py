@@ -71,6 +71,20 @@ KEYS: tuple[Key, ...] = (
     Key("store.backup_folder", "path", "", "Folder for backups; empty means beside the state."),
     Key("jobs.lease_s", "number", 30.0, "Seconds after which a silent job counts as interrupted.", least=1, most=3600),
     Key("jobs.at_once", "whole", 2, "Jobs that one process works on at the same time.", least=1, most=64),
+    Key("server.host", "text", "127.0.0.1", "Address that `serve` listens on."),
+    Key("server.port", "whole", 8080, "Port that `serve` listens on; 0 takes a free one.", least=0, most=65535),
+    Key(
+        "server.public_url", "text", "", "Address under which people and alerts reach the server, http:// or https://."
+    ),
+    Key("server.allowed_hosts", "list", (), "Names that may stand in the Host header, besides that of the public URL."),
+    Key("server.allowed_origins", "list", (), "Origins whose browser pages may call the server, besides its own."),
+    Key("server.anonymous", "text", "", "Role of whoever sends no token; empty refuses them.", one_of=("", "viewer")),
+    Key("server.readers", "whole", 0, "Processes that read logs; 0 takes one for each core.", least=0, most=256),
+    Key("server.max_body_bytes", "whole", 67_108_864, "Bytes that one request may bring.", least=1024),
+    Key("server.requests_per_minute", "whole", 600, "Requests a minute for each token or address.", least=1),
+    Key(
+        "server.stop_s", "number", 20.0, "Seconds that requests under way get when the server stops.", least=0, most=600
+    ),
     Key("outbound.allow_private", "yes_no", False, "Let every target's name lead to private or loopback addresses."),
     Key("outbound.proxy", "text", "", "Proxy for connections to targets, http:// or https://.", secret=True),
     Key("outbound.no_proxy", "list", (), "Hosts reached without the proxy: exact names, or .suffixes."),
@@ -156,6 +170,17 @@ def _user_folder(environment: Mapping[str, str] | None, variable: str, below_hom
 def defaults() -> Settings:
     """The settings of somebody who set nothing."""
     return Settings({key.name: Setting(key, key.default, "default") for key in KEYS})
+
+
+def override(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The same settings with some given on the command line; raises :class:`SettingsError`."""
+    problems: list[str] = []
+    changed = dict(settings.values)
+    for name, value in values.items():
+        _set(changed, name, value, "command line", problems, None)
+    if problems:
+        raise SettingsError(*problems)
+    return Settings(changed, settings.file)
 
 
 def load(environment: Mapping[str, str] | None = None, file: Path | None = None) -> Settings:

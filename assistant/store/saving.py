@@ -62,11 +62,11 @@ def _save(
         from assistant.store.incidents import Incidents
         from assistant.store.opening import open_store
 
-        clean = _cleaner(settings)
+        clean = cleaner(settings)
         with open_store(settings) as database:
             incident = Incidents(database).save(
-                _everywhere(diagnosis, clean),
-                _everywhere(list(evidence), clean),
+                everywhere(diagnosis, clean),
+                everywhere(list(evidence), clean),
                 question=clean(question),
                 saved_by=saved_by,
             )
@@ -80,19 +80,20 @@ def _save(
     return Saved(incident)
 
 
-def _cleaner(settings: Settings) -> Callable[[str], str]:
+def cleaner(settings: Settings) -> Callable[[str], str]:
+    """What removes secrets from a text before it is kept, as the settings want it."""
     from tools.redaction import Redactor
 
     others = settings.yes("redact_addresses")
     return Redactor(addresses=others, emails=others).redact
 
 
-def _everywhere(value: Any, clean: Callable[[str], str]) -> Any:
+def everywhere(value: Any, clean: Callable[[str], str]) -> Any:
     """``value`` with every text in it cleaned, keys left alone."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
-        return {str(key): _everywhere(part, clean) for key, part in value.items()}
+        return {str(key): everywhere(part, clean) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_everywhere(part, clean) for part in value]
+        return [everywhere(part, clean) for part in value]
     return value

@@ -143,10 +143,11 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, incidents, kb
+    from assistant.faces.cli import admin, incidents, kb, serve
 
     incidents.mount(app)
     admin.mount(app)
+    serve.mount(app)
     app.add_typer(kb.app, name="kb", help="The knowledge base and its authors' tools.")
 
 

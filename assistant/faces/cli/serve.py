@@ -1,0 +1,76 @@
+"""`serve`: the HTTP API, MCP over HTTP, Slack events and pages in one process."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Annotated
+
+import typer
+
+from assistant.faces.cli.options import fail
+
+
+def mount(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command()(serve)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="address to listen on (server.host)")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="port; 0 takes a free one")] = None,
+) -> None:
+    """Serve the HTTP API, MCP, Slack events and web pages."""
+    import uvicorn
+
+    from assistant.faces.app import create_app
+    from assistant.settings import SettingsError, load, override
+    from knowledge.errors import KnowledgeError
+
+    given = {"server.host": host, "server.port": port}
+    try:
+        settings = override(load(), {name: value for name, value in given.items() if value is not None})
+        listener = _listen(settings.text("server.host"), settings.whole("server.port"))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"vllm-diagnose: {problem}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        fail(f"{host or 'the address'} port {port or ''} cannot be listened on: {error.strerror or error}", 3)
+    try:
+        application = create_app(settings)
+    except (SettingsError, KnowledgeError) as error:
+        fail(str(error), 3)
+    name = settings.text("server.host")
+    where = f"[{name}]" if listener.family == socket.AF_INET6 else name
+    print(f"vllm-diagnose serves http://{where}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=int(settings.number("server.stop_s")),
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+    )
+    server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(3)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Made here and not by the server, so that the port is known before anybody is told of it."""
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
+    return listener

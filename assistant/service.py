@@ -1,0 +1,258 @@
+"""What every server face needs, once: diagnoses, incidents, questions, jobs and who may have them.
+
+A face turns its own kind of request into these calls and draws what comes back; it neither opens the store nor decides
+who may do what. Blocking work leaves the event loop: reading goes to :class:`~assistant.readers.Readers`, the database
+to threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from assistant import __version__
+from assistant.acting import carrier
+from assistant.readers import Ask, Readers, clean_input
+from assistant.security.roles import Principal, require
+from knowledge.catalog import Catalog, load
+
+if TYPE_CHECKING:
+    from assistant.diagnosis.model import Diagnosis
+    from assistant.security.consent import Consents
+    from assistant.settings import Settings
+    from assistant.store.audit import Audit
+    from assistant.store.database import Database
+    from assistant.store.incidents import Incidents
+    from assistant.store.jobs import Jobs
+    from assistant.store.worker import Worker
+    from assistant.targets import Target
+    from tools.addresses import Policy
+
+Result = TypeVar("Result")
+#: Seconds between two clearings of what is old enough to go.
+PRUNE_EVERY_S = 6 * 3600.0
+
+
+class QuestionError(ValueError):
+    """An answer names no question that is asked, or no choice of it. The message is a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none."""
+
+    diagnosis: Diagnosis
+    incident: str | None
+    revision: int
+    not_saved: str = ""
+
+    def to_json(self, *, full: bool = False) -> dict[str, Any]:
+        """The diagnosis as interfaces know it."""
+        body: dict[str, Any] = self.diagnosis.to_json(
+            engine=__version__, full=full, incident=self.incident, revision=self.revision
+        )
+        return body
+
+
+class Service:
+    """The assistant as a running server. Made by :func:`opened`; its attributes are there to be used by faces."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, database: Database, readers: Readers) -> None:
+        from assistant.security.consent import Consents
+        from assistant.security.keys import consent_key
+        from assistant.security.tokens import Tokens
+        from assistant.store.audit import Audit
+        from assistant.store.incidents import Incidents
+        from assistant.store.jobs import Jobs
+
+        self.settings = settings
+        self.catalog = catalog
+        self.database = database
+        self.readers = readers
+        self.targets = _targets(settings)
+        self.policy = _policy(settings, self.targets)
+        self.incidents: Incidents = Incidents(database)
+        self.jobs: Jobs = Jobs(database)
+        self.audit: Audit = Audit(database)
+        self.tokens = Tokens(database)
+        self.consents: Consents = Consents(consent_key(database))
+
+    async def diagnose(self, principal: Principal, ask: Ask, *, face: str, save: bool = True) -> Answered:
+        """Read what was given, decide, and keep the incident.
+
+        Raises ``ForbiddenError``, :class:`QuestionError`, ``ReadersError`` and ``TimeoutError``. A store that is away
+        costs the incident's id and not the answer.
+        """
+        require(principal, "diagnose", "reads")
+        self.check_answers(ask.answers)
+        diagnosis = await self.readers.diagnose(clean_input(ask))
+        if not save:
+            return Answered(diagnosis, None, 1)
+        from assistant.store.database import StoreError
+
+        try:
+            incident = await self.in_thread(self._save, diagnosis, ask.text, f"{face}: {principal.id}")
+        except StoreError as error:
+            return Answered(diagnosis, None, 1, str(error))
+        return Answered(diagnosis, incident, 1)
+
+    async def incident(self, principal: Principal, incident: str) -> Answered:
+        """A saved incident, diagnosed again from its evidence. Raises ``NotFoundError`` and ``ForbiddenError``."""
+        require(principal, "diagnose", "reads")
+        saved = await self.in_thread(self.incidents.get, incident)
+        diagnosis = await self.readers.again(saved.evidence[0], {a.question: a.value for a in saved.answers})
+        return Answered(diagnosis, saved.id, saved.revision)
+
+    async def answer(
+        self, principal: Principal, incident: str, answers: Mapping[str, str], *, face: str, revision: int | None = None
+    ) -> Answered:
+        """Answer questions of a saved incident; ``revision`` is the one the person saw, None the newest.
+
+        Raises :class:`QuestionError`, ``StaleRevisionError``, ``NotFoundError`` and ``ForbiddenError``.
+        """
+        require(principal, "diagnose", "reads")
+        self.check_answers(answers)
+        saved = await self.in_thread(self.incidents.get, incident)
+        seen = saved.revision if revision is None else revision
+        if seen != saved.revision:
+            from assistant.store.incidents import StaleRevisionError
+
+            raise StaleRevisionError(incident, seen, saved.revision)
+        given = {a.question: a.value for a in saved.answers} | dict(answers)
+        diagnosis = await self.readers.again(saved.evidence[0], given)
+        body = diagnosis.to_json(engine=__version__)
+        for question, value in answers.items():
+            seen = await self.in_thread(
+                lambda question=question, value=value, seen=seen: self.incidents.answer(
+                    incident,
+                    seen,
+                    question,
+                    value,
+                    diagnosis=body,
+                    evidence=saved.evidence,
+                    given_by=f"{face}: {principal.id}",
+                )
+            )
+        return Answered(diagnosis, incident, seen)
+
+    def check_answers(self, answers: Mapping[str, str]) -> None:
+        """Raise :class:`QuestionError` for an answer to no question, or with no choice of it."""
+        for name, value in answers.items():
+            declared = self.catalog.observable(name)
+            if declared is None or declared.ask is None:
+                raise QuestionError(f"{name[:80]!r} is no question that is asked.")
+            if declared.choices and value != "unknown" and value not in declared.choices:
+                choices = ", ".join((*declared.choices, "unknown"))
+                raise QuestionError(f"{value[:80]!r} is no answer to {name}; its choices are {choices}.")
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a blocking call of the store off the event loop."""
+        return await asyncio.to_thread(function, *arguments)
+
+    async def ready(self) -> tuple[str, ...]:
+        """What is not ready, one sentence each; empty when requests can be served."""
+        from assistant.store.database import StoreError
+
+        problems: list[str] = []
+        try:
+            await asyncio.wait_for(self.in_thread(self._touch), self.settings.number("store.timeout_s") + 1)
+        except (StoreError, TimeoutError) as error:
+            problems.append(str(error) or "The database does not answer.")
+        return (*problems, *self.readers.problems())
+
+    def worker(self) -> Worker:
+        """A worker on this service's jobs."""
+        from assistant.store.worker import Worker
+
+        return Worker(
+            self.jobs,
+            carrier(self.policy),
+            lease_s=self.settings.number("jobs.lease_s"),
+            at_once=self.settings.whole("jobs.at_once"),
+        )
+
+    def _save(self, diagnosis: Diagnosis, question: str, saved_by: str) -> str:
+        from assistant.store.saving import cleaner, everywhere
+
+        clean = cleaner(self.settings)
+        evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
+        return self.incidents.save(
+            everywhere(diagnosis.to_json(engine=__version__), clean),
+            everywhere(evidence, clean),
+            question=clean(question),
+            saved_by=saved_by,
+        )
+
+    def _touch(self) -> None:
+        import sqlalchemy as sa
+
+        with self.database.read() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, *, work: bool = True) -> AsyncIterator[Service]:
+    """A service that is ready to be asked; with ``work`` it also carries jobs out and clears old ones.
+
+    Raises ``StoreError``, ``SettingsError`` and ``KnowledgeError`` before anything is served.
+    """
+    from assistant.store.database import open_database
+    from assistant.store.migrations import migrate
+    from assistant.store.opening import backup_folder
+
+    catalog = load()
+    database = open_database(settings)
+    readers: Readers | None = None
+    tasks: list[asyncio.Task[None]] = []
+    stop = asyncio.Event()
+    try:
+        await asyncio.to_thread(migrate, database, backup_folder=backup_folder(settings))
+        readers = Readers(settings.whole("server.readers"), deadline_s=settings.number("deadline_s"))
+        service = Service(settings, catalog, database, readers)
+        if work:
+            _discover()
+            tasks = [asyncio.create_task(service.worker().run(stop)), asyncio.create_task(_prune(service, stop))]
+        yield service
+    finally:
+        stop.set()
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if readers is not None:
+            await asyncio.to_thread(readers.close)
+        database.close()
+
+
+async def _prune(service: Service, stop: asyncio.Event) -> None:
+    """Clear what is old, at the beginning and every few hours; a store that is away is tried again later."""
+    from assistant.store.database import StoreError
+    from assistant.store.retention import prune
+
+    while not stop.is_set():
+        with contextlib.suppress(StoreError):
+            await service.in_thread(prune, service.database, service.settings)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), PRUNE_EVERY_S)
+
+
+def _discover() -> None:
+    from tools.registry import discover
+
+    discover()
+
+
+def _targets(settings: Settings) -> dict[str, Target]:
+    from assistant.targets import load_targets
+
+    file = settings.text("targets_file")
+    return load_targets(Path(file)) if file else {}
+
+
+def _policy(settings: Settings, targets: Mapping[str, Target]) -> Policy:
+    from assistant.targets import policy_for
+
+    return policy_for(settings, targets)
