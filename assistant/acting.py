@@ -35,11 +35,12 @@ async def perform(
     report: Report | None = None,
     audit: Audit | None = None,
     deadline_s: float | None = None,
+    runbooks: str = "",
 ) -> BaseModel:
     """Run ``action`` now. Raises :class:`ForbiddenError` and what :meth:`Action.call` raises."""
     try:
         require(principal, action.name, action.effect)
-        context = Context(policy=policy, consent=consent, **({"report": report} if report else {}))
+        context = Context(policy=policy, consent=consent, runbooks=runbooks, **({"report": report} if report else {}))
         result = await action.call(arguments, context, deadline_s=deadline_s)
     except (ForbiddenError, ConsentError):
         _note(audit, principal, face, action, "refused", arguments)
@@ -89,12 +90,12 @@ def enqueue(
     return job
 
 
-def carrier(policy: Policy) -> Carry:
+def carrier(policy: Policy, runbooks: str = "") -> Carry:
     """What a :class:`~assistant.store.worker.Worker` needs to carry registered actions out."""
 
     async def carry(job: Job, report: Report) -> Any:
         consent = consents.from_json(job.consent) if job.consent else None
-        context = Context(report=report, policy=policy, consent=consent)
+        context = Context(report=report, policy=policy, consent=consent, runbooks=runbooks)
         result = await registry.get(job.action).call(job.arguments, context)
         return result.model_dump(mode="json")
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 GRACE_S = 10.0
 #: Log files of one incident that a server takes.
 MOST_LOGS = 50
+_HEAD = 8192
 
 
 class ReadersError(Exception):
@@ -85,8 +86,8 @@ class Readers:
         return ("The reading processes have been closed.",) if self._closed else ()
 
     async def start(self) -> None:
-        """Start every process now, so that the first question does not wait for it."""
-        await asyncio.gather(*(self._run(_nothing, 0.05) for _ in range(self.processes)))
+        """Start and warm every process now, so that the first question does not wait for it."""
+        await asyncio.gather(*(self._run(_warm) for _ in range(self.processes)))
 
     def close(self) -> None:
         """End all processes; what they were reading fails."""
@@ -126,6 +127,49 @@ class Readers:
             if self._pool is broken:
                 self._pool = None
         _end(broken)
+
+
+class InProcess:
+    """The same in a thread of this process, for a program with one user; takes no time to start."""
+
+    def __init__(self, deadline_s: float = 60.0) -> None:
+        self._deadline_s = deadline_s
+        self._lock = asyncio.Lock()
+
+    async def diagnose(self, ask: Ask) -> Diagnosis:
+        """The diagnosis of one incident; raises :class:`ReadersError` and ``TimeoutError``."""
+        return await self._run(_diagnose, ask, self._deadline_s)
+
+    async def again(self, case: Mapping[str, Any], answers: Mapping[str, str]) -> Diagnosis:
+        """The diagnosis of a saved case with these answers; raises :class:`ReadersError` and ``TimeoutError``."""
+        return await self._run(_again, dict(case), dict(answers))
+
+    def problems(self) -> tuple[str, ...]:
+        """Nothing can be wrong with a thread."""
+        return ()
+
+    async def start(self) -> None:
+        """Nothing has to be started."""
+
+    def close(self) -> None:
+        """Nothing has to be ended; what is being read ends at its own deadline."""
+
+    async def _run(self, work: Any, *arguments: Any) -> Diagnosis:
+        async with self._lock:
+            found: Diagnosis = await asyncio.wait_for(
+                asyncio.to_thread(_prepared, work, *arguments), self._deadline_s + GRACE_S
+            )
+        return found
+
+
+def _prepared(work: Any, *arguments: Any) -> Any:
+    global _engine
+    if _engine is None:
+        from assistant.diagnosis.diagnose import Engine
+        from knowledge.catalog import load
+
+        _engine = Engine(load())
+    return work(*arguments)
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
@@ -172,22 +216,24 @@ def _ready() -> Engine:
     return _engine
 
 
-def _nothing(seconds: float) -> None:
+def _warm() -> None:
+    """Read a line and a few words: what reading prepares at its first use is prepared then."""
     import time
 
-    time.sleep(seconds)
+    _diagnose(Ask(text="the server hangs", logs=(("log", b"INFO 01-01 00:00:00 [api_server.py:1] vLLM\n"),)), 10.0)
+    time.sleep(0.05)  # long enough for the next process to take the next of these
 
 
 def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:
     from assistant.diagnosis.gather import read_case
-    from tools.logs import LogInput, ReadOptions
+    from tools.logs import LogInput, ReadOptions, recognise
 
     engine = _ready()
     try:
         case, _ = read_case(
             engine.catalog,
             text=ask.text,
-            logs=[LogInput(name=name, data=data) for name, data in ask.logs],
+            logs=[LogInput(name=name, data=data, kind=recognise(name, data[:_HEAD])) for name, data in ask.logs],
             options=ReadOptions(deadline_s=deadline_s),
             language=ask.language,
             vllm_version=ask.vllm_version,

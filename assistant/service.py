@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant import __version__
 from assistant.acting import carrier
-from assistant.readers import Ask, Readers, clean_input
-from assistant.security.roles import Principal, require
+from assistant.readers import Ask, InProcess, Readers, clean_input
+from assistant.security.roles import Principal, Role, require
 from knowledge.catalog import Catalog, load
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from assistant.store.audit import Audit
     from assistant.store.database import Database
     from assistant.store.incidents import Incidents
-    from assistant.store.jobs import Jobs
+    from assistant.store.jobs import Job, Jobs
     from assistant.store.worker import Worker
     from assistant.targets import Target
     from tools.addresses import Policy
@@ -61,7 +61,7 @@ class Answered:
 class Service:
     """The assistant as a running server. Made by :func:`opened`; its attributes are there to be used by faces."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, database: Database, readers: Readers) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, database: Database, readers: Readers | InProcess) -> None:
         from assistant.security.consent import Consents
         from assistant.security.keys import consent_key
         from assistant.security.tokens import Tokens
@@ -139,6 +139,15 @@ class Service:
             )
         return Answered(diagnosis, incident, seen)
 
+    async def job(self, principal: Principal, job: str) -> Job:
+        """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""
+        from assistant.store.database import NotFoundError
+
+        found = await self.in_thread(self.jobs.get, job)
+        if found.requested_by != principal.id and principal.role < Role.admin:
+            raise NotFoundError(f"There is no job {job[:80]!r}.")  # the same words as for one that is not there
+        return found
+
     def check_answers(self, answers: Mapping[str, str]) -> None:
         """Raise :class:`QuestionError` for an answer to no question, or with no choice of it."""
         for name, value in answers.items():
@@ -170,7 +179,7 @@ class Service:
 
         return Worker(
             self.jobs,
-            carrier(self.policy),
+            carrier(self.policy, self.settings.text("runbooks_folder")),
             lease_s=self.settings.number("jobs.lease_s"),
             at_once=self.settings.whole("jobs.at_once"),
         )
@@ -195,10 +204,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def opened(settings: Settings, *, work: bool = True) -> AsyncIterator[Service]:
+async def opened(
+    settings: Settings, *, work: bool = True, readers: Readers | InProcess | None = None
+) -> AsyncIterator[Service]:
     """A service that is ready to be asked; with ``work`` it also carries jobs out and clears old ones.
 
-    Raises ``StoreError``, ``SettingsError`` and ``KnowledgeError`` before anything is served.
+    ``readers`` are closed with the service; without any it makes its own. Raises ``StoreError``, ``SettingsError`` and ``KnowledgeError`` before anything is served.
     """
     from assistant.store.database import open_database
     from assistant.store.migrations import migrate
@@ -206,12 +217,11 @@ async def opened(settings: Settings, *, work: bool = True) -> AsyncIterator[Serv
 
     catalog = load()
     database = open_database(settings)
-    readers: Readers | None = None
     tasks: list[asyncio.Task[None]] = []
     stop = asyncio.Event()
     try:
         await asyncio.to_thread(migrate, database, backup_folder=backup_folder(settings))
-        readers = Readers(settings.whole("server.readers"), deadline_s=settings.number("deadline_s"))
+        readers = readers or Readers(settings.whole("server.readers"), deadline_s=settings.number("deadline_s"))
         service = Service(settings, catalog, database, readers)
         if work:
             _discover()

@@ -85,6 +85,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "server.stop_s", "number", 20.0, "Seconds that requests under way get when the server stops.", least=0, most=600
     ),
+    Key("auth.issuer", "text", "", "OAuth 2.1 authorization server whose access tokens are taken, as their iss says."),
+    Key("auth.audience", "text", "", "What their aud must hold; empty means the public URL with /mcp."),
+    Key("auth.jwks_url", "text", "", "Where the issuer's keys are; empty means /.well-known/jwks.json below it."),
     Key("outbound.allow_private", "yes_no", False, "Let every target's name lead to private or loopback addresses."),
     Key("outbound.proxy", "text", "", "Proxy for connections to targets, http:// or https://.", secret=True),
     Key("outbound.no_proxy", "list", (), "Hosts reached without the proxy: exact names, or .suffixes."),

@@ -34,6 +34,8 @@ MESSAGE_BONUS = 12.0
 #: Shorter pieces of an error text stand in many sentences.
 SHORTEST_MESSAGE = 12
 QUERY_LIMIT = 600
+#: Hits with less than this share of the best one's score are noise.
+LEAST_SHARE = 0.25
 OTHER_LANGUAGE = 0.55
 #: What stands before the first section of a document only says what the sections hold.
 INTRODUCTION = 0.5

@@ -86,11 +86,13 @@ class Context:
     """What a call brings along: where progress goes, what may be connected to, and who agreed.
 
     ``report(fraction, text)`` takes 0.0 to 1.0, or None where the share is not known; it returns at once.
+    ``runbooks`` is the folder of the site's own Markdown files, empty where there is none.
     """
 
     report: Report = _say_nothing
     policy: Policy = field(default_factory=Policy)
     consent: Consent | None = None
+    runbooks: str = ""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,11 @@ def gather_facts(case: Case, catalog: Catalog, concepts: frozenset[str]) -> Fact
         if known is None or key >= (known.state == "present", _rank(known.origin), known.origin.order):
             facts.values[item.name] = item
     for name, value in case.answers.items():
-        facts.values[name] = Evidence(name, "present", value, Origin("person"), value)
+        if value != "unknown":
+            facts.values[name] = Evidence(name, "present", value, Origin("person"), value)
+        elif name not in facts.values:  # asked and not known: asking again would bring nothing
+            why = "the person who was asked does not know"
+            facts.values[name] = Evidence(name, "unknown", None, Origin("person"), why_unknown=why)
     _derive_phase(case, facts)
     for found in facts.messages.values():
         found.sort(key=lambda e: e.origin.order)
@@ -104,7 +108,7 @@ def _derive_phase(case: Case, facts: Facts) -> None:
 
     A log that begins later settles nothing: traffic may be followed by a restart whose banner was cut away.
     """
-    if "incident.phase" in case.answers:
+    if case.answers.get("incident.phase", "unknown") != "unknown":
         return
     for coverage in case.reading.coverage:
         if not coverage.from_start:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -17,9 +18,13 @@ from fastapi.responses import JSONResponse, Response
 
 from assistant import __version__
 from assistant.faces.http.guard import Guard
+from assistant.faces.mcp.server import mount as mount_mcp
+from assistant.security.authentication import Authenticator
+from assistant.security.limiter import Limiter
 from assistant.service import Service, opened
 
 if TYPE_CHECKING:
+    from assistant.security.oauth import Issuer
     from assistant.settings import Settings
 
 #: What a face wants to run while the server does.
@@ -27,13 +32,15 @@ Running = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-@dataclass(slots=True)
+@dataclass
 class Shared:
     """What the faces of one server share. ``service`` is there while the server runs, not before."""
 
     settings: Settings
+    port: int = 0
     running: list[Running] = field(default_factory=list)
     _service: Service | None = None
+    _authenticator: Authenticator | None = None
 
     @property
     def service(self) -> Service:
@@ -41,6 +48,43 @@ class Shared:
         if self._service is None:
             raise RuntimeError("the server is not running")
         return self._service
+
+    @cached_property
+    def limiter(self) -> Limiter:
+        """How often each sender may ask."""
+        return Limiter(self.settings.whole("server.requests_per_minute"))
+
+    @property
+    def authenticator(self) -> Authenticator:
+        """Who sends a request; there while the server runs."""
+        if self._authenticator is None:
+            self._authenticator = Authenticator(
+                self.service.tokens,
+                anonymous=self.settings.text("server.anonymous") == "viewer",
+                issuer=_issuer(self),
+            )
+        return self._authenticator
+
+    def url(self, path: str) -> str:
+        """The address of ``path`` as people outside reach it."""
+        return self.base_url + path
+
+    @property
+    def base_url(self) -> str:
+        """The public URL without a slash at its end; the listening address where none is configured."""
+        settings = self.settings
+        host = settings.text("server.host")
+        own = f"http://{f'[{host}]' if ':' in host else host}:{self.port or settings.whole('server.port')}"
+        return (settings.text("server.public_url") or own).rstrip("/")
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins of the server's own pages."""
+        found = [self.base_url]
+        if self.settings.text("server.host") in ("127.0.0.1", "localhost", "::1"):
+            port = self.port or self.settings.whole("server.port")
+            found += [f"http://{host}:{port}" for host in _LOOPBACK]
+        return tuple(dict.fromkeys(found))
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -55,10 +99,14 @@ class Shared:
 
 
 def create_app(
-    settings: Settings, *, work: bool = True, faces: tuple[Callable[[FastAPI, Shared], None], ...] = ()
+    settings: Settings, *, port: int = 0, work: bool = True, faces: tuple[Callable[[FastAPI, Shared], None], ...] = ()
 ) -> FastAPI:
-    """The application of ``settings``. ``faces`` are mounted besides the program's own; ``work`` carries jobs out."""
-    shared = Shared(settings)
+    """The application of ``settings``.
+
+    ``port`` is the one that is really listened on; ``faces`` are mounted besides the program's own; ``work`` carries
+    jobs out in this process.
+    """
+    shared = Shared(settings, port)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -94,7 +142,27 @@ def create_app(
 
 
 def _own_faces() -> tuple[Callable[[FastAPI, Shared], None], ...]:
-    return ()
+    return (mount_mcp,)
+
+
+def _issuer(shared: Shared) -> Issuer | None:
+    """The configured authorization server, its keys fetched through the one way out."""
+    settings = shared.settings
+    url = settings.text("auth.issuer")
+    if not url:
+        return None
+    from assistant.security.oauth import Issuer
+    from tools.addresses import Allowance
+    from tools.outbound import Outbound
+
+    keys_url = settings.text("auth.jwks_url") or url.rstrip("/") + "/.well-known/jwks.json"
+    policy = shared.service.policy.allowing(Allowance.of(keys_url))
+
+    async def fetch() -> Any:
+        async with Outbound(policy) as out:
+            return (await out.get(keys_url)).json()
+
+    return Issuer(url, settings.text("auth.audience") or shared.url("/mcp"), fetch)
 
 
 def _health(app: FastAPI, shared: Shared) -> None:

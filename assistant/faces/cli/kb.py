@@ -9,8 +9,6 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-#: Hits with less than this share of the best one's score are noise.
-LEAST_SHARE = 0.25
 _MARK = {True: "true", False: "false", None: "unknown"}
 
 
@@ -28,7 +26,7 @@ def search(
     from assistant.faces.cli.options import fail
     from assistant.settings import load_what_works
     from knowledge.documents import site_sections
-    from knowledge.retrieve import Retriever
+    from knowledge.retrieve import LEAST_SHARE, Retriever
     from knowledge.text import language_of
 
     configured = load_what_works()[0].text("runbooks_folder")

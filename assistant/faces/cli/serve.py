@@ -12,8 +12,9 @@ from assistant.faces.cli.options import fail
 
 
 def mount(app: typer.Typer) -> None:
-    """Adds the command to the command line."""
+    """Adds the commands to the command line."""
     app.command()(serve)
+    app.command()(mcp)
 
 
 def serve(
@@ -38,7 +39,7 @@ def serve(
     except OSError as error:
         fail(f"{host or 'the address'} port {port or ''} cannot be listened on: {error.strerror or error}", 3)
     try:
-        application = create_app(settings)
+        application = create_app(settings, port=listener.getsockname()[1])
     except (SettingsError, KnowledgeError) as error:
         fail(str(error), 3)
     name = settings.text("server.host")
@@ -58,6 +59,17 @@ def serve(
     server.run(sockets=[listener])
     if not server.started:
         raise typer.Exit(3)
+
+
+def mcp() -> None:
+    """Serve MCP over standard input and output, for an IDE or another client on this machine."""
+    from assistant.faces.mcp.server import run_stdio
+    from assistant.settings import load_what_works
+
+    settings, problems = load_what_works()
+    for problem in problems:
+        print(f"vllm-diagnose: {problem}", file=sys.stderr)
+    run_stdio(settings)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,310 @@
+"""Registered actions as MCP tools: the same declaration, carried out through the same gate as every other face."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import func_metadata
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+
+from assistant.acting import enqueue, perform
+from assistant.faces.mcp.schemas import MOST_DEPTH, compact
+from assistant.readers import ReadersError
+from assistant.security.roles import ForbiddenError
+from assistant.service import QuestionError
+from tools.registry import Action, ActionError
+
+if TYPE_CHECKING:
+    from mcp.server.mcpserver import Context
+
+    from assistant.faces.mcp.door import Door
+    from assistant.store.jobs import Job
+
+#: The actions that are offered to models, in this order; every further one would cost each client's context.
+OFFERED = (
+    "parse_logs",
+    "fetch_metrics",
+    "estimate_memory",
+    "run_nccl_test",
+    "check_gpu",
+    "check_host",
+    "check_network",
+    "search_knowledge",
+)
+#: Characters of a result; what is longer is cut list by list.
+MOST_RESULT = 5200
+_MOST_TEXT = 700
+
+
+class AssistantTool(Tool):
+    """A tool whose call is ours: :meth:`answer` gets the plain arguments and returns text and data."""
+
+    door: Any = None
+
+    @classmethod
+    def declared(
+        cls,
+        door: Door,
+        *,
+        name: str,
+        title: str,
+        description: str,
+        parameters: dict[str, Any],
+        returns: dict[str, Any] | None,
+        annotations: ToolAnnotations,
+        **more: Any,
+    ) -> AssistantTool:
+        """A tool with the given schemas."""
+
+        async def nothing() -> None:
+            return None
+
+        metadata = func_metadata(nothing, structured_output=False)
+        metadata.output_schema = returns
+        return cls(
+            fn=nothing,
+            name=name,
+            title=title,
+            description=description,
+            parameters=parameters,
+            fn_metadata=metadata,
+            is_async=True,
+            annotations=annotations,
+            door=door,
+            **more,
+        )
+
+    async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
+        """What the tool does; raises errors that are sentences."""
+        raise NotImplementedError
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """Carry out one call. What a person or a model can mend comes back as text; the rest as a crash, unseen."""
+        from assistant.store.database import StoreError
+
+        try:
+            return await self.answer(arguments, context)
+        except (ActionError, ForbiddenError, QuestionError, ReadersError, StoreError) as error:
+            raise ToolError(str(error)) from error
+        except TimeoutError:
+            raise ToolError(f"{self.name} did not finish in time; give it less at once.") from None
+
+
+class ActionTool(AssistantTool):
+    """One registered action."""
+
+    action: Any = None
+
+    @classmethod
+    def of(cls, action: Action, door: Door) -> AssistantTool:
+        """The tool for ``action``; what touches a machine takes a confirmation besides its own arguments."""
+        parameters = compact(action.input_schema())
+        description = action.description
+        if action.effect != "reads":
+            parameters.setdefault("properties", {})["confirm"] = {
+                "type": "string",
+                "description": "the ticket of an earlier call with the same arguments, once a person has agreed",
+            }
+            description += (
+                "\n\nTouches the machine: the first call returns a ticket and what would happen; ask the person, then"
+                " call again with confirm. Answers with a job for get_job."
+            )
+        annotations = ToolAnnotations(
+            title=action.title,
+            read_only_hint=action.effect == "reads",
+            destructive_hint=False,
+            idempotent_hint=action.effect == "reads",
+            open_world_hint=action.name in ("fetch_metrics", "check_network"),
+        )
+        return cls.declared(
+            door,
+            name=action.name,
+            title=action.title,
+            description=description,
+            parameters=parameters,
+            returns=None if action.effect != "reads" else compact(action.output_schema(), depth=MOST_DEPTH),
+            annotations=annotations,
+            action=action,
+        )
+
+    async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
+        """Carry the action out now, or queue it when it touches the machine."""
+        action: Action = self.action
+        service = await self.door.service()
+        principal = self.door.principal(context)
+        if action.effect == "reads":
+            output = await perform(
+                principal,
+                action,
+                arguments,
+                face="mcp",
+                policy=service.policy,
+                report=reporter(context),
+                audit=service.audit,
+                runbooks=service.settings.text("runbooks_folder"),
+            )
+            return result(bounded(output.model_dump(mode="json")))
+        given = {key: value for key, value in arguments.items() if key != "confirm"}
+        ticket = arguments.get("confirm")
+        if not ticket:
+            ticket = service.consents.ask(principal, action, given)
+            return result(
+                {
+                    "needs_confirmation": True,
+                    "would": action.title,
+                    "effect": action.effect,
+                    "confirm": ticket,
+                    "next": f"Ask the person. If they agree, call {action.name} again with the same arguments and confirm.",
+                }
+            )
+        confirmed = service.consents.accept(principal, str(ticket), action, given)
+        job = await service.in_thread(
+            lambda: enqueue(
+                service.jobs, principal, action, given, face="mcp", confirmed=confirmed, audit=service.audit
+            )
+        )
+        return result(job_body(job))
+
+
+class JobTool(AssistantTool):
+    """`get_job`: how a job goes, and its end on request."""
+
+    @classmethod
+    def made(cls, door: Door) -> AssistantTool:
+        """The tool."""
+        return cls.declared(
+            door,
+            name="get_job",
+            title="Look at a job",
+            description="State, progress and result of a job that an earlier call started; cancel ends it.",
+            parameters={
+                "type": "object",
+                "properties": {
+                    "job": {"type": "string", "description": "id that the earlier call returned"},
+                    "wait_s": {"type": "number", "minimum": 0, "maximum": 50, "default": 20},
+                    "cancel": {"type": "boolean", "default": False},
+                },
+                "required": ["job"],
+                "additionalProperties": False,
+            },
+            returns={
+                "type": "object",
+                "properties": {"job": {"type": "string"}, "state": {"type": "string"}, "result": {}},
+                "required": ["job", "state"],
+            },
+            annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False),
+        )
+
+    async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
+        """Wait a moment for the job, reporting its progress, and return how it stands."""
+        service = await self.door.service()
+        principal = self.door.principal(context)
+        identifier = str(arguments.get("job", ""))
+        seconds = _seconds(arguments.get("wait_s", 20))
+        job = await service.job(principal, identifier)
+        if arguments.get("cancel") is True:
+            job = await service.in_thread(service.jobs.cancel, identifier)
+        report = reporter(context)
+        until = asyncio.get_running_loop().time() + seconds
+        while not job.finished and asyncio.get_running_loop().time() < until:
+            report(job.progress, job.doing)
+            await asyncio.sleep(0.5)
+            job = await service.job(principal, identifier)
+        return result(job_body(job))
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 50:
+        raise QuestionError(f"wait_s is {str(value)[:40]!r}; expected seconds from 0 to 50.")
+    return float(value)
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """A job as a model needs it."""
+    body: dict[str, Any] = {"job": job.id, "action": job.action, "state": job.state}
+    if job.finished:
+        if job.result is not None:
+            body["result"] = bounded(job.result) if isinstance(job.result, dict) else job.result
+        if job.error:
+            body["error"] = job.error
+    else:
+        body |= {"progress": job.progress, "doing": job.doing, "next": f"Call get_job with job {job.id}."}
+    return body
+
+
+def result(body: dict[str, Any], text: str | None = None) -> CallToolResult:
+    """Data with a text beside it for clients that only show text."""
+    shown = json.dumps(body, ensure_ascii=False) if text is None else text
+    if text is None and len(shown) > _MOST_TEXT:
+        shown = shown[:_MOST_TEXT] + " ... (the whole is in the structured content)"
+    return CallToolResult(content=[TextContent(type="text", text=shown)], structured_content=body)
+
+
+def bounded(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data in at most :data:`MOST_RESULT` characters: the longest list is cut until it fits."""
+    out: dict[str, Any] = json.loads(json.dumps(body, ensure_ascii=False, default=str))
+    left_out = 0
+    while len(json.dumps(out, ensure_ascii=False)) > MOST_RESULT - 100:
+        place = _largest(out)
+        if place is None:
+            break
+        holder, key = place
+        value = holder[key]
+        keep = len(value) // 2
+        left_out += len(value) - keep if isinstance(value, list) else 0
+        holder[key] = value[:keep]
+    if left_out:
+        out["left_out"] = left_out
+    return out
+
+
+def _largest(node: Any) -> tuple[Any, Any] | None:
+    """Where the longest list of more than one entry, or text of more than 400 characters, stands."""
+    best: tuple[int, Any, Any] | None = None
+    waiting = [node]
+    while waiting:
+        holder = waiting.pop()
+        pairs = holder.items() if isinstance(holder, dict) else enumerate(holder)
+        for key, value in pairs:
+            if isinstance(value, dict | list):
+                waiting.append(value)
+            cuttable = (isinstance(value, list) and len(value) > 1) or (isinstance(value, str) and len(value) > 400)
+            if cuttable:
+                size = len(json.dumps(value, ensure_ascii=False))
+                if best is None or size > best[0]:
+                    best = (size, holder, key)
+    return None if best is None else (best[1], best[2])
+
+
+def reporter(context: Context[Any, Any]) -> Any:
+    """Progress of an action as progress notifications, from any thread; the protocol wants growing values."""
+    loop = asyncio.get_running_loop()
+    said = 0.0
+
+    def report(fraction: float | None, text: str) -> None:
+        nonlocal said
+        said = max(said + 1e-6, fraction or 0.0)
+        value = said
+
+        def send() -> None:
+            task = loop.create_task(context.report_progress(value, 1.0, text or None))
+            _sending.add(task)
+            task.add_done_callback(_sent)
+
+        loop.call_soon_threadsafe(send)
+
+    return report
+
+
+_sending: set[asyncio.Task[None]] = set()
+
+
+def _sent(task: asyncio.Task[None]) -> None:
+    _sending.discard(task)
+    if not task.cancelled():
+        task.exception()  # a client that went away is not told; that is no failure of the call

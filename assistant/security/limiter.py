@@ -1,0 +1,25 @@
+"""How often somebody may ask: a moving window for each token or address, kept in this process."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+
+class Limiter:
+    """At most ``per_minute`` requests in any minute for each key."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._item = RateLimitItemPerMinute(per_minute)
+        self._window = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    def take(self, key: str) -> int | None:
+        """Count one request: None when it may go on, else the whole seconds to wait."""
+        if self._window.hit(self._item, key):
+            return None
+        reset = self._window.get_window_stats(self._item, key).reset_time
+        return max(1, math.ceil(reset - time.time()))
