@@ -66,6 +66,8 @@ class Service:
         from assistant.security.keys import consent_key
         from assistant.security.tokens import Tokens
         from assistant.store.audit import Audit
+        from assistant.store.claims import Claims
+        from assistant.store.conversations import Conversations
         from assistant.store.incidents import Incidents
         from assistant.store.jobs import Jobs
 
@@ -79,6 +81,8 @@ class Service:
         self.jobs: Jobs = Jobs(database)
         self.audit: Audit = Audit(database)
         self.tokens = Tokens(database)
+        self.claims = Claims(database)
+        self.conversations = Conversations(database)
         self.consents: Consents = Consents(consent_key(database))
 
     async def diagnose(self, principal: Principal, ask: Ask, *, face: str, save: bool = True) -> Answered:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from assistant.settings import Settings
 from assistant.store.database import Database
 from assistant.store.jobs import FINISHED
-from assistant.store.schema import AUDIT, INCIDENTS, JOBS
+from assistant.store.schema import AUDIT, CLAIMS, CONVERSATIONS, INCIDENTS, JOBS
 
 _BATCH = 200
 _DAY_MS = 86_400_000
@@ -29,6 +29,8 @@ def prune(database: Database, settings: Settings) -> Pruned:
 
     A job that is not finished stays, however old it is; an incident counts from its last answer.
     """
+    _remove_over(database)
+    _remove(database, CONVERSATIONS.c.id, CONVERSATIONS.c.updated_at, settings.whole("store.keep_incidents_days"))
     finished = JOBS.c.state.in_(FINISHED)
     return Pruned(
         incidents=_remove(
@@ -37,6 +39,12 @@ def prune(database: Database, settings: Settings) -> Pruned:
         jobs=_remove(database, JOBS.c.number, JOBS.c.finished_at, settings.whole("store.keep_jobs_days"), finished),
         audit=_remove(database, AUDIT.c.number, AUDIT.c.at, settings.whole("store.keep_audit_days")),
     )
+
+
+def _remove_over(database: Database) -> None:
+    """Claims whose time is over, whatever the settings keep."""
+    with database.write() as connection:
+        connection.execute(sa.delete(CLAIMS).where(CLAIMS.c.until <= database.clock(connection)))
 
 
 def _remove(

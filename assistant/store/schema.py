@@ -138,3 +138,29 @@ TOKENS = Table(
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
 )
+
+CLAIMS = Table(
+    "claims",
+    METADATA,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Index("claims_by_end", "until"),
+)
+
+CONVERSATIONS = Table(
+    "conversations",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("face", Text, nullable=False),
+    Column("place", Text, nullable=False),
+    Column("incident", Text),
+    Column("state", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("conversations_by_place", "face", "place"),
+    Index("conversations_by_incident", "incident"),
+    Index("conversations_by_time", "updated_at"),
+)

@@ -1,0 +1,59 @@
+"""What must happen once although it is asked for again: retried requests, delivered events, alerts that repeat.
+
+Whoever comes first under a key holds it; everybody after that is told so, in every replica, until the time is over.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from assistant.store.database import Database, plain_text
+from assistant.store.schema import CLAIMS
+
+_MOST_KEY = 600
+_MOST_VALUE = 1024 * 1024
+
+
+class Claims:
+    """The claims of one database. Methods raise ``StoreError``."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def take(self, key: str, value: str = "", *, keep_s: float) -> str | None:
+        """None when this call is the first under ``key``; otherwise the value that stands there.
+
+        A claim is forgotten ``keep_s`` seconds after it was taken. Two that come at once: exactly one gets None.
+        """
+        name = plain_text(key, _MOST_KEY)
+        insert = sa.text(
+            "INSERT INTO claims (key, value, at, until) VALUES (:key, :value, :at, :until) ON CONFLICT DO NOTHING"
+        )
+        with self._database.write() as connection:
+            now = self._database.clock(connection)
+            connection.execute(sa.delete(CLAIMS).where(CLAIMS.c.key == name, CLAIMS.c.until <= now))
+            row = {"key": name, "value": plain_text(value, _MOST_VALUE), "at": now, "until": now + int(keep_s * 1000)}
+            if connection.execute(insert, row).rowcount == 1:
+                return None
+            return str(connection.execute(sa.select(CLAIMS.c.value).where(CLAIMS.c.key == name)).scalar_one())
+
+    def get(self, key: str) -> str | None:
+        """The value under ``key``, None where there is no claim (any more)."""
+        name = plain_text(key, _MOST_KEY)
+        with self._database.read() as connection:
+            now = self._database.clock(connection)
+            value = connection.execute(
+                sa.select(CLAIMS.c.value).where(CLAIMS.c.key == name, CLAIMS.c.until > now)
+            ).scalar()
+        return None if value is None else str(value)
+
+    def put(self, key: str, value: str) -> bool:
+        """Change the value of a claim that stands; False where there is none."""
+        statement = sa.update(CLAIMS).where(CLAIMS.c.key == plain_text(key, _MOST_KEY))
+        with self._database.write() as connection:
+            return connection.execute(statement.values(value=plain_text(value, _MOST_VALUE))).rowcount == 1
+
+    def drop(self, key: str) -> None:
+        """Give a claim up, so that the next one may try."""
+        with self._database.write() as connection:
+            connection.execute(sa.delete(CLAIMS).where(CLAIMS.c.key == plain_text(key, _MOST_KEY)))
