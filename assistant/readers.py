@@ -55,7 +55,7 @@ def clean_input(ask: Ask) -> Ask:
 
     if len(ask.logs) > MOST_LOGS:
         raise ReadersError(f"{len(ask.logs)} logs were given; at most {MOST_LOGS} are read as one incident.")
-    if not ask.text.strip() and not any(data.strip() for _, data in ask.logs) and not ask.readings:
+    if not ask.text.strip() and not ask.logs and not ask.readings:
         raise ReadersError("Nothing was given; send a question, a log, or the name of a target.")
     logs = tuple((clean(name).strip()[:200] or f"log {place}", data) for place, (name, data) in enumerate(ask.logs, 1))
     return replace(ask, logs=logs)

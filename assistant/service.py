@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tools.addresses import Policy
 
 Result = TypeVar("Result")
+#: Characters of an answer in a person's own words.
+MOST_ANSWER = 200
 #: Seconds between two clearings of what is old enough to go.
 PRUNE_EVERY_S = 6 * 3600.0
 
@@ -93,6 +95,8 @@ class Service:
         """
         require(principal, "diagnose", "reads")
         self.check_answers(ask.answers)
+        if ask.target is not None and ask.target.strip():
+            self.target(ask.target)
         diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
             return Answered(diagnosis, None, 1)
@@ -143,6 +147,16 @@ class Service:
             )
         return Answered(diagnosis, incident, seen)
 
+    def target(self, name: str) -> Target:
+        """The configured target of this name; raises ``NotFoundError``."""
+        from assistant.store.database import NotFoundError
+
+        found = self.targets.get(name)
+        if found is None:
+            known = ", ".join(sorted(self.targets)[:20]) or "none is configured"
+            raise NotFoundError(f"There is no target {name[:80]!r}; known are: {known}.")
+        return found
+
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""
         from assistant.store.database import NotFoundError
@@ -152,12 +166,23 @@ class Service:
             raise NotFoundError(f"There is no job {job[:80]!r}.")  # the same words as for one that is not there
         return found
 
+    def clean(self, text: str) -> str:
+        """A person's text without control characters and secrets, as it may be kept."""
+        from assistant.store.saving import cleaner
+        from tools.redaction import clean
+
+        return cleaner(self.settings)(clean(text))
+
     def check_answers(self, answers: Mapping[str, str]) -> None:
         """Raise :class:`QuestionError` for an answer to no question, or with no choice of it."""
         for name, value in answers.items():
             declared = self.catalog.observable(name)
             if declared is None or declared.ask is None:
                 raise QuestionError(f"{name[:80]!r} is no question that is asked.")
+            if len(value) > MOST_ANSWER:
+                raise QuestionError(
+                    f"The answer to {name} has {len(value)} characters; at most {MOST_ANSWER} are taken."
+                )
             if declared.choices and value != "unknown" and value not in declared.choices:
                 choices = ", ".join((*declared.choices, "unknown"))
                 raise QuestionError(f"{value[:80]!r} is no answer to {name}; its choices are {choices}.")
@@ -221,7 +246,8 @@ async def opened(
 
     catalog = load()
     database = open_database(settings)
-    tasks: list[asyncio.Task[None]] = []
+    worker: asyncio.Task[None] | None = None
+    others: list[asyncio.Task[None]] = []
     stop = asyncio.Event()
     try:
         await asyncio.to_thread(migrate, database, backup_folder=backup_folder(settings))
@@ -229,16 +255,27 @@ async def opened(
         service = Service(settings, catalog, database, readers)
         if work:
             _discover()
-            tasks = [asyncio.create_task(service.worker().run(stop)), asyncio.create_task(_prune(service, stop))]
+            worker = asyncio.create_task(service.worker().run(stop))
+            others.append(asyncio.create_task(_prune(service, stop)))
+        if isinstance(readers, Readers):  # many will come; a single user is not made to share the first second with it
+            others.append(asyncio.create_task(_prepare_search(settings.text("runbooks_folder"))))
         yield service
     finally:
         stop.set()
-        for task in tasks[1:]:
+        for task in others:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*others, *([worker] if worker else ()), return_exceptions=True)
         if readers is not None:
             await asyncio.to_thread(readers.close)
         database.close()
+
+
+async def _prepare_search(folder: str) -> None:
+    """Make the search index, which takes a second, before somebody waits for it."""
+    from tools.knowledge_search import retriever
+
+    with contextlib.suppress(OSError):  # said again, in words, to whoever searches
+        await asyncio.to_thread(retriever, folder)
 
 
 async def _prune(service: Service, stop: asyncio.Event) -> None:

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from assistant import __version__
+from assistant.faces.http.api import mount as mount_api
 from assistant.faces.http.guard import Guard
 from assistant.faces.mcp.server import mount as mount_mcp
 from assistant.security.authentication import Authenticator
@@ -142,7 +143,7 @@ def create_app(
 
 
 def _own_faces() -> tuple[Callable[[FastAPI, Shared], None], ...]:
-    return (mount_mcp,)
+    return (mount_api, mount_mcp)
 
 
 def _issuer(shared: Shared) -> Issuer | None:

@@ -112,10 +112,25 @@ class Incidents:
                 ),
             )
 
-    def recent(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest incidents without their evidence: id, times, target, verdict, cause and summary."""
+    def revision(self, incident: str) -> int:
+        """The revision that an incident has now; raises :class:`NotFoundError`."""
+        with self._database.read() as connection:
+            found = connection.execute(sa.select(INCIDENTS.c.revision).where(INCIDENTS.c.id == incident)).scalar()
+        if found is None:
+            raise NotFoundError(f"There is no incident {incident[:80]!r}.")
+        return int(found)
+
+    def recent(self, limit: int = 50, *, before: tuple[int, str] | None = None) -> list[dict[str, Any]]:
+        """The newest incidents without their evidence: id, time, target, verdict and cause.
+
+        ``before`` is the time and id of the last one of the page before.
+        """
         columns = (INCIDENTS.c.id, INCIDENTS.c.created_at, INCIDENTS.c.target, INCIDENTS.c.verdict, INCIDENTS.c.cause)
         statement = sa.select(*columns).order_by(INCIDENTS.c.created_at.desc(), INCIDENTS.c.id).limit(limit)
+        if before is not None:
+            at, identifier = before
+            same = sa.and_(INCIDENTS.c.created_at == at, INCIDENTS.c.id > identifier)
+            statement = statement.where(sa.or_(INCIDENTS.c.created_at < at, same))
         with self._database.read() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
 

@@ -154,6 +154,12 @@ class Jobs:
         with self._database.read() as connection:
             return [_job(row) for row in connection.execute(statement).mappings()]
 
+    def of_incident(self, incident: str, limit: int = 20) -> list[Job]:
+        """The newest jobs that belong to an incident."""
+        statement = sa.select(JOBS).where(JOBS.c.incident == incident).order_by(JOBS.c.number.desc()).limit(limit)
+        with self._database.read() as connection:
+            return [_job(row) for row in connection.execute(statement).mappings()]
+
     def log(self, job: str, after: int = 0, limit: int = 500) -> list[LogLine]:
         """The log lines behind line ``after``."""
         statement = (
@@ -181,6 +187,12 @@ class Jobs:
         if row is None:
             raise NotFoundError(f"There is no job {job[:80]!r}.")
         return _job(row)
+
+    def remove(self, job: str) -> bool:
+        """Forget a job that is finished, with its log; False where it is not finished or not there."""
+        finished = sa.and_(JOBS.c.id == job, JOBS.c.state.in_(FINISHED))
+        with self._database.write() as connection:
+            return connection.execute(sa.delete(JOBS).where(finished)).rowcount == 1
 
     def claim(self, owner: str, lease_s: float) -> Lease | None:
         """Take the oldest queued job for ``lease_s`` seconds, or None. No two callers get the same attempt."""

@@ -18,8 +18,8 @@ from mcp_types.version import is_version_at_least
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assistant.faces.mcp import shaping
-from assistant.faces.mcp.schemas import compact
 from assistant.faces.mcp.tools import OFFERED, AssistantTool, result
+from assistant.faces.schemas import compact
 from assistant.readers import Ask
 from tools.logs.parse import NamedLog
 

@@ -13,7 +13,7 @@ from mcp.server.mcpserver.utilities.func_metadata import func_metadata
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
 from assistant.acting import enqueue, perform
-from assistant.faces.mcp.schemas import MOST_DEPTH, compact
+from assistant.faces.schemas import MOST_DEPTH, compact
 from assistant.readers import ReadersError
 from assistant.security.roles import ForbiddenError
 from assistant.service import QuestionError
