@@ -141,6 +141,12 @@ class _Checker:
                 return
             for index, part in enumerate(test):
                 self.condition(part, document, (*at, key, index))
+        elif key == "after":
+            if not isinstance(test, list) or len(test) != 2:
+                self.add(document, (*at, key), "after needs two conditions", "Write what came, then after what it came")
+                return
+            for index, part in enumerate(test):
+                self.condition(part, document, (*at, key, index))
         elif key == "not":
             self.condition(test, document, (*at, key))
         elif key == "message":

@@ -19,7 +19,7 @@ def needs(condition: Condition) -> frozenset[str]:
     Messages and concepts are prefixed with ``message:`` and ``said:``; observables stand by their name.
     """
     ((key, test),) = condition.items()
-    if key == "all":
+    if key in ("all", "after"):
         return frozenset().union(*(needs(part) for part in test))
     if key == "any":
         return frozenset.intersection(*(needs(part) for part in test))

@@ -12,7 +12,8 @@ from typing import Any, Literal
 Kind = Literal["failure", "consequence", "wrapper", "warning", "request", "state", "frame", "harmless", "foreign"]
 Weight = Literal["decisive", "strong", "weak"]
 Impact = Literal["none", "new-requests", "restart", "node"]
-#: A condition as written in YAML: {"message": id}, {"said": concept}, {observable: {test: value}}, {"all"|"any": [..]}, {"not": ..}.
+#: A condition as written in YAML: {"message": id}, {"said": concept}, {observable: {test: value}}, {"all"|"any": [..]}, {"not": ..},
+#: {"after": [what came, after what]}.
 Condition = Mapping[str, Any]
 #: The same sentence in both languages.
 Words = Mapping[str, str]

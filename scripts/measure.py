@@ -18,6 +18,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from burying import bury
+
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import read_case
 from assistant.diagnosis.model import Diagnosis
@@ -25,7 +27,6 @@ from knowledge.catalog import load
 from tools.logs import LogInput, ReadOptions
 from tools.logs.prose import is_log_line
 
-HEALTHY_LINES = 20_000
 SPECIAL = {"fine": "healthy", "other": "unknown"}
 
 
@@ -68,45 +69,6 @@ def permuted(text: str, rng: random.Random) -> str:
         lambda m: rng.choice(names),
         text,
     )
-
-
-def healthy_lines(count: int, modern: bool, rng: random.Random) -> list[str]:
-    rows = []
-    for number in range(count):
-        clock = f"{number // 3600 % 24:02}:{number // 60 % 60:02}:{number % 60:02}"
-        if number % 12 == 0:
-            head = (
-                f"(APIServer pid=77001) INFO 01-02 {clock} [loggers.py:127] Engine 000:"
-                if modern
-                else f"INFO 01-02 {clock} metrics.py:351]"
-            )
-            rows.append(
-                f"{head} Avg prompt throughput: {rng.random() * 900:.1f} tokens/s, Avg generation throughput: "
-                f"{100 + rng.random() * 700:.1f} tokens/s, Running: {rng.randrange(1, 9)} reqs, "
-                + ("Waiting: 0 reqs, " if modern else "Swapped: 0 reqs, Pending: 0 reqs, ")
-                + f"GPU KV cache usage: {rng.random() * 50:.1f}%, "
-                + (f"Prefix cache hit rate: {40 + rng.random() * 40:.1f}%" if modern else "CPU KV cache usage: 0.0%.")
-            )
-        else:
-            rows.append(
-                f'INFO:     10.1.{rng.randrange(9)}.{rng.randrange(2, 250)}:{rng.randrange(30000, 60000)} - "POST /v1/chat/completions HTTP/1.1" 200 OK'
-            )
-    return rows
-
-
-def buried(text: str, rng: random.Random) -> str:
-    """The incident's own lines near the end of a long log, other processes' lines between them."""
-    modern = "[core" in text or "pid=" in text or re.search(r"\[\w+\.py:\d+\]", text) is not None
-    rows = healthy_lines(HEALTHY_LINES, modern, rng)
-    out = rows[: HEALTHY_LINES - 300]
-    tail = rows[HEALTHY_LINES - 300 :]
-    in_block = False
-    for line in text.splitlines():
-        out.append(line)
-        in_block = bool(line.strip()) and (line[:1] in " \t" or "Traceback" in line)
-        if not in_block and rng.random() < 0.4 and tail:
-            out.append(tail.pop())
-    return "\n".join(out) + "\n"
 
 
 def _is_log(text: str) -> bool:
@@ -157,7 +119,7 @@ def main(arguments: list[str]) -> int:
         began = time.perf_counter()
         deep = []
         for row in logs:
-            given = [LogInput(name="server.log", data=buried(row["text"], rng).encode())]
+            given = [LogInput(name="server.log", data=bury(row["text"], rng).encode())]
             deep.append(engine.diagnose(read_case(engine.catalog, logs=given, options=ReadOptions())[0]))
         score("  its logs, buried", logs, deep, time.perf_counter() - began)
         if "--misses" in arguments:

@@ -40,7 +40,8 @@ class Evidence:
 
     ``value`` is in the observable's unit and ``None`` unless ``state`` is ``present``; ``quote`` is redacted, free of
     control characters and at most :data:`QUOTE_LIMIT` characters; ``why_unknown`` is required when the state is
-    ``unknown``; ``count`` is how often the fact was seen by this process.
+    ``unknown``; ``count`` is how often the fact was seen by this process, and ``last`` the order of the last time where
+    that is known (0 where it is not: then ``origin.order`` stands for it).
     """
 
     name: str
@@ -50,6 +51,7 @@ class Evidence:
     quote: str = ""
     why_unknown: str = ""
     count: int = 1
+    last: int = 0
 
     def __post_init__(self) -> None:
         if self.state == "unknown" and not self.why_unknown:

@@ -132,6 +132,8 @@ def judge(condition: Condition, facts: Facts) -> Judgement:
     if key == "not":
         inner = judge(test, facts).truth
         return Judgement(None if inner is None else not inner)
+    if key == "after":
+        return _after(*(judge(part, facts) for part in test))
     if key == "message":
         found = facts.messages.get(test)
         if found:
@@ -151,6 +153,22 @@ def _all(parts: list[Judgement]) -> Judgement:
     if any(p.truth is None for p in parts):
         return Judgement(None)
     return Judgement(True, tuple(e for p in parts for e in p.support))
+
+
+def _after(late: Judgement, early: Judgement) -> Judgement:
+    """Whether what makes one condition true was seen later than the last of what makes the other true.
+
+    Two things are before and after each other only inside one source; elsewhere the order is not known.
+    """
+    if late.truth is not True or early.truth is not True:
+        return Judgement(False if False in (late.truth, early.truth) else None)
+    sources = {item.origin.source for item in (*late.support, *early.support)}
+    if len(sources) != 1:
+        return Judgement(None)
+    begins = max(item.origin.order for item in late.support)
+    if begins <= max(max(item.last, item.origin.order) for item in early.support):
+        return Judgement(False)
+    return Judgement(True, late.support + early.support)
 
 
 def _compare(name: str, tests: Mapping[str, Any], facts: Facts) -> Judgement:

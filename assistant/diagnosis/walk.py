@@ -51,7 +51,7 @@ def _label(catalog: Catalog, observable: str, value: str, language: Language) ->
 def observables_in(condition: Condition) -> Iterator[str]:
     """The observables that a condition asks for."""
     for key, test in condition.items():
-        if key in ("all", "any"):
+        if key in ("all", "any", "after"):
             for part in test:
                 yield from observables_in(part)
         elif key == "not":

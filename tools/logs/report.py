@@ -32,7 +32,9 @@ class Reporter:
     def _messages(self, run: Run) -> Iterator[Evidence]:
         for (identity, process), seen in run.occurrences.items():
             origin = Origin(run.source, seen.line, process, seen.at, seen.line)
-            yield Evidence(f"message:{identity}", "present", True, origin, seen.quote[:QUOTE_LIMIT], "", seen.count)
+            yield Evidence(
+                f"message:{identity}", "present", True, origin, seen.quote[:QUOTE_LIMIT], "", seen.count, seen.last_line
+            )
 
     def _log(self, run: Run) -> Iterator[Evidence]:
         end = Origin(run.source, run.last_line or None, None, run.last_at, run.last_line)
@@ -114,6 +116,12 @@ class Reporter:
             value = stats.total(key, most)
             if value is not None:
                 yield _fact(name, int(value) if key in ("running", "waiting") else round(value, 3), origin)
+        if stats.recent:
+            yield _fact("stats.slow_samples", stats.slow_samples, origin)
+            yield _fact("stats.recent_waiting_max", stats.recent_waiting_max, origin)
+        if stats.flowing_since is not None:
+            flowing = Origin(run.source, stats.flowing_since or None, None, None, stats.flowing_since)
+            yield _fact("stats.flowing", True, flowing)
         if stats.preemptions:
             yield _fact("stats.preemptions", stats.preemptions, origin)
         if stats.acceptance_percent is not None:

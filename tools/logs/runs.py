@@ -26,6 +26,9 @@ _SECOND_SERVER = re.compile(r"ApiServer_[1-9]")
 _MOST_PROCESSES = 512
 #: An engine that dies takes a moment to say so: a shutdown within so many lines of a failure is its consequence.
 _SHUTDOWN_AFTER_FAILURE_LINES = 400
+#: A start that so many statistics lines follow has come up, though its readiness was not printed or not kept. Fewer may
+#: be another server's: two of them may write into one log.
+_SERVES_AGAIN = 4
 
 HEADS = (
     "vLLM API server version", "non-default args: ", "args: Namespace(", "  version ", "LLM engine (v", "usage: vllm",
@@ -176,7 +179,7 @@ class Run:
             return "stopped"
         if self.ready:
             return "serving" if self.access.answered or self.stats.samples else "ready"
-        if self.stages.stage:
+        if self.stages.stage and self.stats.after(self.stages.line) < _SERVES_AGAIN:
             return self.stages.stage
         return "serving" if self.stats.samples or self.access.answered else ""
 

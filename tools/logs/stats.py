@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, field
 
 _ENGINE = re.compile(r"Engine (\d{1,5}):")
@@ -19,6 +20,32 @@ _FIELDS = {
 _ACCEPTANCE = re.compile(r"[Dd]raft acceptance rate: ([\d.]+)")
 _PERCENT = re.compile(r"[Dd]raft acceptance rate: [\d.]+%")
 _LENGTH = re.compile(r"[Mm]ean acceptance length: ([\d.]+)")
+
+
+#: Statistics that tell how things stand now: four minutes of one engine's lines.
+_RECENT = 24
+#: Tokens flow again when so many samples in a row show it.
+_FLOWING = 3
+#: Generation below this rate with requests running and no prompt being read is no speed at all, tokens/s.
+_SLOW = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    place: int
+    running: float
+    waiting: float
+    prompt: float
+    generation: float
+
+    @property
+    def is_slow(self) -> bool:
+        """Requests run, nothing is read, and next to nothing is written: the whole window went into few tokens."""
+        return self.running > 0 and self.prompt < 1 and 0 < self.generation < _SLOW
+
+    @property
+    def moves(self) -> bool:
+        return self.prompt + self.generation > 0
 
 
 @dataclass(slots=True)
@@ -40,6 +67,7 @@ class Stats:
     """
 
     engines: dict[str, _Engine] = field(default_factory=dict)
+    recent: deque[_Sample] = field(default_factory=lambda: deque(maxlen=_RECENT))
     preemptions: int = 0
     acceptance_percent: float | None = None
     acceptance_length: float | None = None
@@ -69,6 +97,8 @@ class Stats:
         engine.place = place
         engine.samples += 1
         engine.last = values
+        get = values.get
+        self.recent.append(_Sample(place, get("running", 0), get("waiting", 0), get("prompt", 0), values["generation"]))
         self.preemptions += int(values.get("preemptions", 0))
         for key, value in values.items():
             engine.most[key] = max(value, engine.most.get(key, value))
@@ -78,8 +108,28 @@ class Stats:
 
     def begin_end(self) -> None:
         """The last lines of a sampled log follow, all of them: what stood still before does not count."""
+        self.recent.clear()
         for engine in self.engines.values():
             engine.still, engine.place = 0, -1
+
+    @property
+    def slow_samples(self) -> int:
+        """How many of the recent samples show requests running at next to no speed."""
+        return sum(sample.is_slow for sample in self.recent)
+
+    @property
+    def recent_waiting_max(self) -> int:
+        return int(max((sample.waiting for sample in self.recent), default=0))
+
+    @property
+    def flowing_since(self) -> int | None:
+        """From which line on tokens are produced for certain (the third last sample, when it and all later ones move)."""
+        last = list(self.recent)[-_FLOWING:]
+        return last[0].place if len(last) == _FLOWING and all(sample.moves for sample in last) else None
+
+    def after(self, line: int) -> int:
+        """How many of the recent samples stand below ``line``."""
+        return sum(sample.place > line for sample in self.recent)
 
     @property
     def samples(self) -> int:

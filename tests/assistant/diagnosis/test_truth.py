@@ -53,6 +53,23 @@ def test_what_was_not_said_is_unknown_without_any_words() -> None:
     assert judge({"said": "slow"}, facts(has_text=True)).truth is False
 
 
+def test_after_compares_places_of_one_source_only() -> None:
+    def seen(name: str, order: int, source: str = "server.log", last: int = 0) -> Evidence:
+        return Evidence(name, "present", 1, Origin(source, line=order, order=order), last=last)
+
+    late, early = {"memory.free_gib": {"above": 0}}, {"memory.total_gib": {"above": 0}}
+    order = {"after": [late, early]}
+    out = Facts()
+    out.values["memory.free_gib"] = seen("memory.free_gib", 9)
+    assert judge(order, out).truth is None  # nobody knows whether the other was there
+    out.values["memory.total_gib"] = seen("memory.total_gib", 4)
+    assert judge(order, out).truth is True
+    out.values["memory.total_gib"] = seen("memory.total_gib", 4, last=12)  # it came back later
+    assert judge(order, out).truth is False
+    out.values["memory.total_gib"] = seen("memory.total_gib", 4, "other.log")
+    assert judge(order, out).truth is None
+
+
 @pytest.mark.parametrize(
     ("test", "value", "truth"),
     [
