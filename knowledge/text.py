@@ -42,11 +42,31 @@ def _simplified() -> dict[int, str]:
     return {ord(row[0]): row[1] for row in rows if len(row) == 2}
 
 
+@lru_cache(maxsize=1)
+def _mainland() -> tuple[re.Pattern[str], dict[str, str]]:
+    """Words that Taiwan and the mainland use for the same thing (``text_data/taiwan.txt``), longer ones first."""
+    path = Path(__file__).resolve().parent / "text_data" / "taiwan.txt"
+    try:
+        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        rows = []
+    words = {row[0]: row[1] for row in rows if len(row) == 2}
+    longest_first = sorted(words, key=lambda word: (-len(word), word))
+    return re.compile("|".join(longest_first) or r"(?!)"), words
+
+
 def normalise(text: str) -> str:
-    """NFKC, lower case, simplified characters, one blank between words, none beside Chinese; at most :data:`TEXT_LIMIT` characters."""
+    """NFKC, lower case, simplified characters, the mainland's words, one blank between words, none beside Chinese.
+
+    At most :data:`TEXT_LIMIT` characters are read.
+    """
     text = unicodedata.normalize("NFKC", text[:TEXT_LIMIT]).lower().replace("’", "'")
     if _CJK.search(text):
-        text = _BETWEEN_SCRIPTS.sub("", _SPACES.sub(" ", text.translate(_simplified())))
+        simplified = text.translate(_simplified())
+        if simplified != text:  # some of the words mean something else where simplified characters are written
+            rule, words = _mainland()
+            simplified = rule.sub(lambda found: words[found.group()], simplified)
+        text = _BETWEEN_SCRIPTS.sub("", _SPACES.sub(" ", simplified))
     return _SPACES.sub(" ", text).strip()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,12 +12,13 @@ from knowledge.catalog import load
 from knowledge.documents import cut, own_sections, site_sections
 from knowledge.retrieve import Retriever
 
-QUERIES = [
-    json.loads(line)
-    for line in (Path(__file__).resolve().parents[1] / "data" / "queries.jsonl")
-    .read_text(encoding="utf-8")
-    .splitlines()
-]
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def queries(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
 RETRIEVER = Retriever(load())
 
 
@@ -29,11 +31,41 @@ def found(query: str, language: str, wants: list[str], limit: int) -> bool:
     return False
 
 
-def test_recall_over_our_own_queries() -> None:
-    first = sum(found(q["query"], q["language"], q["wants"], 1) for q in QUERIES) / len(QUERIES)
-    five = sum(found(q["query"], q["language"], q["wants"], 5) for q in QUERIES) / len(QUERIES)
-    assert first >= 0.88, f"recall at 1 is {first:.3f}"
-    assert five >= 0.96, f"recall at 5 is {five:.3f}"
+@pytest.mark.parametrize(
+    ("name", "least_first", "least_five"),
+    # The second set was written with the added half of the first and never looked at while the search was tuned.
+    [("queries.jsonl", 0.95, 0.99), ("queries_apart.jsonl", 0.83, 0.95)],
+)
+def test_recall_over_our_own_queries(name: str, least_first: float, least_five: float) -> None:
+    rows = queries(name)
+    first = sum(found(q["query"], q["language"], q["wants"], 1) for q in rows) / len(rows)
+    five = sum(found(q["query"], q["language"], q["wants"], 5) for q in rows) / len(rows)
+    assert first >= least_first, f"recall at 1 is {first:.3f}"
+    assert five >= least_five, f"recall at 5 is {five:.3f}"
+
+
+def test_what_the_queries_want_exists() -> None:
+    known = {section.id for section in own_sections()} | set(load().causes)
+    for name in ("queries.jsonl", "queries_apart.jsonl"):
+        for query in queries(name):
+            assert set(query["wants"]) <= known, query
+
+
+@pytest.mark.parametrize(
+    ("query", "language", "wanted"),
+    [
+        ("speculatve decodng draft memmory", "en", "speculation#memory"),  # typing errors
+        ("節省顯示卡記憶體", "zh", "memory#conserving"),  # Taiwan's words in traditional characters
+        ("otel 追踪", "zh", "logging#tracing"),  # a synonym, two languages
+    ],
+)
+def test_other_spellings_find_the_same(query: str, language: str, wanted: str) -> None:
+    assert wanted in [hit.id for hit in RETRIEVER.search(query, 2, language, kind="section")]
+
+
+def test_a_section_in_both_languages_is_one_hit() -> None:
+    ids = [hit.id for hit in RETRIEVER.search("sleep mode 睡眠", 20, "en", kind="section")]
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("cause", ["memory/runtime-oom", "install/port-in-use", "gpu/fallen-off-bus"])
