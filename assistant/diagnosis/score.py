@@ -7,7 +7,7 @@ cause add up with diminishing returns, because they usually are one fact in seve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assistant.diagnosis.truth import Facts, judge
 from knowledge.catalog import Catalog
@@ -34,6 +34,9 @@ REFUSED_SHARE = 0.15
 LIKENESS_FLOOR, LIKENESS_FULL = 0.12, 0.55
 #: A cause of the other phase (a startup failure on a server that serves) is still possible, but less so.
 OTHER_PHASE = 0.6
+
+#: What a person only supposes counts less where a decisive message says something else.
+SUPPOSED = 0.6
 
 _FAILING = ("failure", "consequence", "wrapper")
 
@@ -173,8 +176,7 @@ def weigh(
         if group is not None:
             heaviest.setdefault(group, reason)
     support = sum(r.points * (DIMINISHING[i] if i < len(DIMINISHING) else 0.0) for i, r in enumerate(counted))
-    phase = facts.value("incident.phase")
-    differs = phase is not None and cause.begins != "any" and phase != cause.begins
+    differs = _phase_differs(cause, facts, counted)
     excluded = next((e for e in cause.ruled_out if judge(e.when, facts).truth is True), None)
     return Candidate(cause, support * (OTHER_PHASE if differs else 1.0), tuple(counted), likeness, differs, excluded)
 
@@ -191,10 +193,41 @@ def candidates(facts: Facts, catalog: Catalog, likeness: list[Likeness]) -> list
         if normal or not cause.is_normal
     ]
     found = [c for c in found if c.support > 0]
+    found = _discount_suppositions(found)
     found.sort(key=_rank)
     found = _explain_away(found, facts, catalog, order, alike)
     found.sort(key=_rank)
     return found
+
+
+def _phase_differs(cause: Cause, facts: Facts, reasons: list[Reason]) -> bool:
+    """Whether the cause belongs to the other phase. What a person says of the phase yields to a decisive message."""
+    phase = facts.values.get("incident.phase")
+    if phase is None or phase.state != "present" or cause.begins == "any" or phase.value == cause.begins:
+        return False
+    return phase.origin.line is not None or not any(_printed(r) and r.signal.weight == "decisive" for r in reasons)
+
+
+def _printed(reason: Reason) -> bool:
+    """Whether a reason rests on what a program printed or a tool measured, at least in part."""
+    return any(e.origin.line is not None or e.origin.source not in ("text", "person") for e in reason.support)
+
+
+def _is_decided(candidate: Candidate) -> bool:
+    return candidate.excluded_by is None and any(
+        r.points >= POINTS["decisive"] and any(e.name.startswith("message:") for e in r.support)
+        for r in candidate.reasons
+    )
+
+
+def _discount_suppositions(found: list[Candidate]) -> list[Candidate]:
+    """People who paste a log often add what they suspect. Beside a decisive message that is a guess among others."""
+    if not any(map(_is_decided, found)):
+        return found
+    return [
+        candidate if any(map(_printed, candidate.reasons)) else replace(candidate, support=candidate.support * SUPPOSED)
+        for candidate in found
+    ]
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float, int, str]:

@@ -115,7 +115,7 @@ def _derive_phase(case: Case, facts: Facts) -> None:
             continue
         if coverage.ready or coverage.ended == "failed":
             phase = "serving" if coverage.ready else "startup"
-            facts.values["incident.phase"] = Evidence("incident.phase", "present", phase, Origin(coverage.source))
+            facts.values["incident.phase"] = Evidence("incident.phase", "present", phase, Origin(coverage.source, 1))
 
 
 def judge(condition: Condition, facts: Facts) -> Judgement:

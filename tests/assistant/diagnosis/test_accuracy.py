@@ -17,6 +17,7 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
+SETS = ("words", "oblique", "reports", "blind", "strangers")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -39,7 +40,13 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
 
 @pytest.mark.parametrize(
     ("name", "least_right", "most_wrong"),
-    [("words", 0.97, 0.02), ("oblique", 0.94, 0.03), ("reports", 0.95, 0.03), ("blind", 0.92, 0.04)],
+    [
+        ("words", 0.97, 0.02),
+        ("oblique", 0.94, 0.03),
+        ("reports", 0.95, 0.03),
+        ("blind", 0.95, 0.03),
+        ("strangers", 0.95, 0.03),
+    ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:
     results = [judged(row) for row in rows(name)]
@@ -50,7 +57,7 @@ def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None
 
 
 def test_what_is_stated_with_high_confidence_is_right() -> None:
-    results = [judged(row) for name in ("words", "oblique", "reports", "blind") for row in rows(name)]
+    results = [judged(row) for name in SETS for row in rows(name)]
     high = [right for right, _, sure in results if sure is not None and sure >= 0.9]
     assert len(high) >= len(results) * 0.5
     assert sum(high) / len(high) >= 0.95
@@ -58,6 +65,6 @@ def test_what_is_stated_with_high_confidence_is_right() -> None:
 
 def test_labels_exist() -> None:
     known = {*ENGINE.catalog.causes, "fine", "other"}
-    for name in ("words", "oblique", "reports", "blind"):
+    for name in SETS:
         for row in rows(name):
             assert {row["primary"], *row.get("also", ())} <= known, row["id"]

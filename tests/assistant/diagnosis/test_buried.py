@@ -33,7 +33,7 @@ PASSES = frozenset({
 
 
 def incidents() -> Iterator[dict[str, Any]]:
-    for name in ("blind", "oblique", "reports"):
+    for name in ("blind", "oblique", "reports", "strangers"):
         for line in (DATA / "incidents" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             lines = [line for line in row["text"].splitlines() if line.strip()]
