@@ -26,6 +26,7 @@ from assistant.diagnosis.walk import open_questions, walk
 from knowledge.catalog import Catalog
 from knowledge.search import ConceptReader, rank
 from knowledge.shapes import Source
+from knowledge.supposed import seen
 from knowledge.text import normalise
 from tools.evidence import Evidence
 
@@ -56,7 +57,7 @@ class Engine:
 
     def consider(self, case: Case) -> tuple[Facts, list[Candidate]]:
         """The facts of a case and all causes with any support, best first."""
-        text = normalise(case.text)
+        text = seen(normalise(case.text))
         said = self.concepts(text)
         facts = gather_facts(case, self.catalog, said)
         return facts, candidates(facts, self.catalog, rank(text, self.catalog.symptoms, said) if text else [])

@@ -17,7 +17,7 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
-SETS = ("words", "oblique", "reports", "blind", "strangers")
+SETS = ("words", "oblique", "reports", "blind", "strangers", "apart")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -46,6 +46,7 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
         ("reports", 0.95, 0.03),
         ("blind", 0.95, 0.03),
         ("strangers", 0.95, 0.03),
+        ("apart", 0.95, 0.03),
     ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:
