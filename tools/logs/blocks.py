@@ -80,6 +80,7 @@ class Block:
     final_messages: dict[str, str] = field(default_factory=dict)  # those on the exception lines
     last_line: int = 0
     lines: int = 0
+    seen: int = 0  # how many lines had been walked over when it took its last
     blank: bool = False
     chained: bool = False
     matches: list[tuple[Match, int, str]] = field(default_factory=list)  # handed on when the block closes

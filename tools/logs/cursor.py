@@ -22,9 +22,15 @@ def decoded(raw: bytearray) -> str:
     return text.replace("\x00", "") if "\x00" in text else text
 
 
+def plain(raw: bytearray) -> str:
+    """A line as text without colours, too."""
+    text = raw.decode("utf-8", "replace")
+    return strip_ansi(text.replace("\x00", "")) if "\x1b" in text or "\x00" in text else text
+
+
 def head_of(data: bytearray, start: int, end: int) -> Prefix:
     """The prefix of the line ``data[start:end]``."""
-    return parse_prefix(strip_ansi(decoded(data[start : min(end, start + HEAD_BYTES)])))
+    return parse_prefix(plain(data[start : min(end, start + HEAD_BYTES)]))
 
 
 def line_end(data: bytearray, start: int, limit: int) -> int:
@@ -67,11 +73,15 @@ class Cursor:
             self._counted = offset
         return self._line if self._numbers is None else self._original(self._line - 1)
 
-    def step(self, start: int, end: int) -> None:
-        """The line ``start`` to ``end`` was walked over: no newline needs to be counted."""
-        if self._counted == start:
-            self._counted = end + 1
-            self._line += 1
+    @property
+    def consecutive(self) -> bool:
+        """Whether each line of the chunk has the number after that of the line before."""
+        return self._numbers is None
+
+    def reach(self, offset: int, number: int) -> None:
+        """Line ``number`` begins at ``offset``: who walked there from a known line has counted (if ``consecutive``)."""
+        if offset > self._counted:
+            self._counted, self._line = offset, number
 
     def absolute(self, data: bytearray, offset: int) -> int:
         """The line number of an offset out of order."""

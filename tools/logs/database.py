@@ -36,17 +36,15 @@ class Database:
             literal=True,
         )
         self._scratch = hyperscan.Scratch(self._database)
-        self._found: list[tuple[int, int]] = []
-        self._base = 0
-
-        def on_match(identity: int, _start: int, end: int, _flags: int, _context: object) -> None:
-            self._found.append((end + self._base, identity))
-
-        self._on_match = on_match
 
     def scan(self, view: Any, base: int) -> list[tuple[int, int]]:
-        self._base = base
-        self._found = []
-        self._database.scan(view, match_event_handler=self._on_match, scratch=self._scratch)
-        self._found.sort()
-        return self._found
+        """(end offset + ``base``, id) of every hit in ``view``, in order of offset."""
+        found: list[tuple[int, int]] = []
+        keep = found.append
+
+        def on_match(identity: int, _start: int, end: int, _flags: int, _context: object) -> None:
+            keep((end, identity))
+
+        self._database.scan(view, match_event_handler=on_match, scratch=self._scratch)
+        found.sort()
+        return [(end + base, identity) for end, identity in found] if base else found

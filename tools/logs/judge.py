@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tools.logs.blocks import Block, exception_of
@@ -238,7 +238,7 @@ class Judge:
         waiting = self._pending.get(process) or (self._pending.get("") if raw else None)
         if waiting and (waiting.key == key or (raw and block.first_line - waiting.line <= 2)):
             del self._pending[waiting.key[0]]
-            block.quotes.insert(0, (waiting.line, self.quote(waiting.text)))
+            block.quotes.insert(0, (waiting.line, waiting.text))  # cleaned and redacted where the block is kept
             block.first_line = block.order = waiting.line
             block.clock = block.clock or waiting.clock
             block.messages.update(waiting.wrapped)
@@ -329,8 +329,6 @@ class Judge:
 
 
 def _again(block: FailureBlock) -> FailureBlock:
-    from dataclasses import replace
-
     return replace(block, count=block.count + 1)
 
 

@@ -48,6 +48,7 @@ _RAY_PYTHON = re.compile(rf"({_LEVEL}) ([\w.\-/]{{1,120}}:\d+) -- ")
 _UVICORN = re.compile(rf"({_LEVEL}):(?: +|[\w.]{{1,80}}: ?)")
 _NAMED = re.compile(rf"(?:[\w.\-]{{1,80}} - )?\[?({_LEVEL})\]?(?: - |: | +- +|  +| (?=[A-Z\[(]))")
 _KERNEL = re.compile(r"\[ *\d{1,9}\.\d{3,6}\] ")
+_MOST_KNOWN = 2048
 _PID = re.compile(r"pid=(\d+)")
 
 
@@ -96,9 +97,43 @@ def parse_prefix(text: str) -> Prefix:
     >>> parse_prefix("INFO 06-10 21:32:17 llm_engine.py:161] Initializing an LLM engine").where
     'llm_engine.py:161'
     """
-    fast = _FAST.match(text)
-    if fast:
-        return Prefix(fast.group(1), fast.group(2), fast.group(3), fast.group(4), None, "vllm", fast.end())
+    return _of_vllm(text) or _in_layers(text)
+
+
+def _of_vllm(text: str) -> Prefix | None:
+    """``(Worker_TP1 pid=405) ERROR 06-10 21:32:17 [worker.py:88] ``, with nothing around it: nearly every line."""
+    found = _FAST.match(text)
+    if found is None:
+        return None
+    process, level, clock, where = found.groups()
+    return Prefix(process, level, clock, where, None, "vllm", found.end())
+
+
+class Prefixes:
+    """Reads prefixes like :func:`parse_prefix` and remembers vLLM's own: the lines of a record share theirs to the letter.
+
+    What is handed out may be shared; only a prefix that names a bare pid (never vLLM's own) may be changed.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, Prefix] = {}
+
+    def read(self, text: str) -> Prefix:
+        cut = text.find("] ", 0, 240) + 2
+        known = self._known.get(text[:cut])
+        if known is not None:
+            return known
+        prefix = _of_vllm(text)
+        if prefix is None:
+            return _in_layers(text)
+        if prefix.body == cut:
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            self._known[text[:cut]] = prefix
+        return prefix
+
+
+def _in_layers(text: str) -> Prefix:
     prefix = Prefix()
     at = _outer_layers(text, prefix)
     at = _process_layers(text, prefix, at)

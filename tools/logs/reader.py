@@ -7,13 +7,13 @@ from collections.abc import Callable
 from tools.evidence import Origin
 from tools.logs import scan
 from tools.logs.access import count_answered, read_access, refused_lines
-from tools.logs.blocks import HEADER
+from tools.logs.blocks import HEADER, Block
 from tools.logs.commands import read_banner
-from tools.logs.cursor import ACCESS_HEAD, HEAD_BYTES, Cursor, decoded, head_of, line_end
-from tools.logs.hits import HitLines, Line
+from tools.logs.cursor import ACCESS_HEAD, HEAD_BYTES, Cursor, decoded, head_of, line_end, plain
+from tools.logs.hits import ChunkHits, HitLines, Line
 from tools.logs.judge import FAILING, Judge
 from tools.logs.kernel import read_kernel
-from tools.logs.prefix import Prefix, parse_prefix, strip_ansi
+from tools.logs.prefix import Prefix, Prefixes, parse_prefix, strip_ansi
 from tools.logs.runs import HEADS, Run
 from tools.logs.scan import Match, Scanner
 from tools.logs.shapes import ReadOptions
@@ -24,6 +24,8 @@ from tools.logs.tracebacks import Tracebacks
 #: How much of a very long line is looked at: its head, and the surroundings of every hit.
 _LONG_LINE = 16_384
 _AROUND = 2_048
+#: So much is made text at once where lines are walked over one by one.
+_AHEAD_BYTES = 4_096
 #: Lines that are looked at for times and process names where a run begins.
 _SURVEY_LINES = 400
 _SURVEY_BYTES = 20_000
@@ -36,6 +38,8 @@ _ROUTINE_ENOUGH = 100
 _MOST_RUNS = 300
 #: What stands on a line that may be a failure: whether it is one must not depend on what else the chunk holds.
 _ALARMING = frozenset({scan.LEVEL, scan.EXCEPTION, scan.DEATH})
+#: What says how the run fares.
+_STRUCTURED = frozenset({scan.READY, scan.STATS, scan.PROGRESS, scan.KERNEL})
 
 
 class SourceReader:
@@ -66,7 +70,8 @@ class SourceReader:
         self._hit_lines = HitLines(scanner)
         self.run = Run(name, 1, 1)
         self._judge = Judge(self.run, self._cursor.at, redact)
-        self._tracebacks = Tracebacks(lambda: self._judge, strict=pasted)
+        self._prefixes = Prefixes()
+        self._tracebacks = Tracebacks(lambda: self._judge, self._prefixes, strict=pasted)
         self._fresh = True  # the run's beginning was not surveyed yet
         self._past_until = False
         self._accessed = 0
@@ -104,32 +109,23 @@ class SourceReader:
     def _read(self, data: bytearray, low: int, high: int, hits: list[tuple[int, int]]) -> None:
         self._segment, self._high = low, high
         structural, kinds = self._scanner.structural, self._scanner.structure_kinds
-        self._chunk_kinds = {kinds[identity] for _, identity in hits if identity < structural}
+        ids = {identity for _, identity in hits}
+        self._chunk_kinds = {kinds[identity] for identity in ids if identity < structural}
         if self._fresh:
             self._survey(data, low, high)
-        lines = self._hit_lines.lines(data, low, high, hits)
-        place, position, total = 0, low, len(lines)
+        lines = self._hit_lines.of(data, low, high, hits, ids)
+        position = low
         while True:
-            if not self._tracebacks:
-                while place < total and lines[place][0] < position:
-                    place += 1
-                if place >= total:
+            if self._tracebacks.open_now:
+                if position >= high:
                     break
-                line = lines[place]
-                place += 1
-                self._line(data, line)
-                position = line[1] + 1
+                position = self._walk(data, position, high, lines)
                 continue
-            if position >= high:
+            line = lines.following(position)
+            if line is None:
                 break
-            end = line_end(data, position, high)
-            ids: tuple[int, ...] = ()
-            while place < total and lines[place][0] <= position:
-                if lines[place][0] == position:
-                    ids = lines[place][2]
-                place += 1
-            self._walk(data, position, end, ids)
-            position = end + 1
+            self._line(data, line)
+            position = line[1] + 1
         self._end_segment(data, high)
 
     def _end_segment(self, data: bytearray, high: int) -> None:
@@ -148,7 +144,7 @@ class SourceReader:
 
     def _text(self, data: bytearray, start: int, end: int, ids: tuple[int, ...]) -> str:
         if end - start <= _LONG_LINE:
-            return strip_ansi(decoded(data[start:end]))
+            return plain(data[start:end])
         pieces = [decoded(data[start : start + HEAD_BYTES])]
         for offset, identity in self._scanner.scan_piece(data, start, end):
             if identity in ids and len(pieces) < 8:
@@ -162,10 +158,10 @@ class SourceReader:
             self._segment_of_line(data, start, end, segment, ids)
 
     def _segment_of_line(self, data: bytearray, start: int, end: int, text: str, ids: tuple[int, ...]) -> None:
-        prefix = parse_prefix(text)
+        prefix = self._prefixes.read(text)
         body = text[prefix.body :]
-        kinds = self._kinds(ids)
-        alarming = bool(kinds & _ALARMING)
+        kinds = self._scanner.kinds_of(ids)
+        alarming = not kinds.isdisjoint(_ALARMING)
         if not alarming:
             ids = self._unspent(ids)
         if scan.BANNER in kinds:
@@ -177,8 +173,10 @@ class SourceReader:
             self._tracebacks.name_next(number, text.rstrip()[8:-1])
         matches = self._matches(ids, prefix, text, body)
         if alarming and not matches and len(text) < _LONG_LINE:
-            matches = self._matches(self._scanner.complete(ids, text), prefix, text, body)
-        self._structure(kinds, prefix, text, body, number, data, start)
+            whole = text if _read_whole(prefix) else body
+            matches = self._matches(self._scanner.complete(ids, whole), prefix, text, body)
+        if prefix.origin == "kernel" or not kinds.isdisjoint(_STRUCTURED):
+            self._structure(kinds, prefix, text, body, number, data, start)
         header = body.find(HEADER) if scan.TRACEBACK in kinds else -1
         if header == 0 or header > 0 and prefix.level not in ("INFO", "DEBUG"):
             clock = self._cursor.clock_at(data, start, prefix)
@@ -195,34 +193,55 @@ class SourceReader:
             # Whether a stop was asked for or followed from a failure is decided here: judge what came before first.
             self._tracebacks.close_complete()
             self._judge.flush_all()
-            self.run.failing_now = bool(self._tracebacks)
+            self.run.failing_now = bool(self._tracebacks.open_now)
         self._judge.line(prefix, body, text, number, matches, self._pasted)
 
-    def _walk(self, data: bytearray, start: int, end: int, ids: tuple[int, ...]) -> None:
-        """One line while at least one traceback is open."""
-        self._tracebacks.walked()
-        if ids or not data.startswith(ACCESS_HEAD, start):
-            text = self._text(data, start, end, ids)
-            if text.endswith("\r"):
-                text = text[:-1]
-            number = self._cursor.number(data, start)
-            taken = self._tracebacks.take(text, number)
-            if taken is None:
-                if ids:
-                    self._line(data, (start, end, ids))
-            elif ids and (taken[0].complete or max(ids) >= self._scanner.structural):
-                block, body = taken
-                found = self._confirmed(ids, body)
-                if not found and block.complete and len(text) < _LONG_LINE:
-                    found = self._confirmed(self._scanner.complete(ids, body), body)
-                if any(match.message.kind == "harmless" for match in found):
-                    found = [match for match in found if match.message.kind not in FAILING]
-                self._tracebacks.attach(block, tuple(found), number, text, block.complete)
-        self._cursor.step(start, end)
+    def _walk(self, data: bytearray, position: int, high: int, lines: ChunkHits) -> int:
+        """Line after line from ``position`` on while at least one traceback is open; where the first line after stands.
 
-    def _kinds(self, ids: tuple[int, ...]) -> set[int]:
-        structural, kinds = self._scanner.structural, self._scanner.structure_kinds
-        return {kinds[identity] for identity in ids if identity < structural}
+        Most lines here are frames: what they cost decides how fast a log full of tracebacks is read.
+        """
+        tracebacks, cursor = self._tracebacks, self._cursor
+        open_now, structural = tracebacks.open_now, self._scanner.structural
+        while position < high and open_now:
+            ahead = _lines_ahead(data, position, high) if cursor.consecutive else []
+            number = cursor.number(data, position)
+            for text in ahead or ("",):
+                end = position + len(text) if ahead else line_end(data, position, high)
+                ids = lines.on(position, end) if lines.until <= end + 1 else ()
+                tracebacks.walked += 1
+                if not tracebacks.walked & 31:
+                    tracebacks.expire()
+                if ids or not data.startswith(ACCESS_HEAD, position):
+                    if not ahead:
+                        text = self._text(data, position, end, ids).removesuffix("\r")
+                    taken = tracebacks.take(text, number)
+                    if taken is None:
+                        if ids:
+                            cursor.reach(position, number)
+                            if ahead:
+                                self._segment_of_line(data, position, end, text, ids)
+                            else:
+                                self._line(data, (position, end, ids))
+                    elif ids and (taken[0].stage == "tail" or max(ids) >= structural):
+                        self._attach(taken[0], taken[1], text, number, ids)
+                number += 1
+                position = end + 1
+                if not open_now:
+                    break
+            if cursor.consecutive:
+                cursor.reach(position, number)
+        return position
+
+    def _attach(self, block: Block, body: str, text: str, number: int, ids: tuple[int, ...]) -> None:
+        """A line of an open traceback may hold messages."""
+        found = self._scanner.confirm(ids, body)
+        if not found and block.complete and len(text) < _LONG_LINE:
+            found = self._scanner.confirm(self._scanner.complete(ids, body), body)
+        if len(found) > 1 and any(match.message.kind == "harmless" for match in found):
+            found = tuple(match for match in found if match.message.kind not in FAILING)
+        if found:
+            self._tracebacks.attach(block, found, number, text, block.complete)
 
     def _unspent(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """``ids`` without routine messages that this run has shown often enough."""
@@ -236,24 +255,22 @@ class SourceReader:
             left.append(identity)
         return tuple(left)
 
-    def _confirmed(self, ids: tuple[int, ...], text: str) -> list[Match]:
-        structural = self._scanner.structural
-        return [match for identity in ids if identity >= structural for match in self._scanner.confirm(identity, text)]
-
     def _matches(self, ids: tuple[int, ...], prefix: Prefix, text: str, body: str) -> tuple[Match, ...]:
         """The messages of a line, each once with the captures of all its spellings."""
-        whole = prefix.origin not in ("vllm", "")  # templates may name what such a prefix holds ("NCCL WARN")
-        found = self._confirmed(ids, text if whole else body)
+        whole = _read_whole(prefix)
+        found = self._scanner.confirm(ids, text if whole else body)
         if not found:
             return ()
-        merged: dict[str, Match] = {}
-        for match in found:
-            known = merged.get(match.message.id)
-            if known is not None:
-                captures = tuple(dict(known.captures + match.captures).items())
-                match = Match(match.message, min(match.start, known.start), captures)
-            merged[match.message.id] = match
-        return self._judge.admit(tuple(merged.values()), prefix, body, prefix.body if whole else 0)
+        if len(found) > 1:
+            merged: dict[str, Match] = {}
+            for match in found:
+                known = merged.get(match.message.id)
+                if known is not None:
+                    captures = tuple(dict(known.captures + match.captures).items())
+                    match = Match(match.message, min(match.start, known.start), captures)
+                merged[match.message.id] = match
+            found = tuple(merged.values())
+        return self._judge.admit(found, prefix, body, prefix.body if whole else 0)
 
     def _identify(self, prefix: Prefix) -> None:
         """Replace a bare pid by the label that its process has elsewhere in the run."""
@@ -263,7 +280,7 @@ class SourceReader:
         self.run.note_process(prefix.process or process)
 
     def _structure(
-        self, kinds: set[int], prefix: Prefix, text: str, body: str, number: int, data: bytearray, start: int
+        self, kinds: frozenset[int], prefix: Prefix, text: str, body: str, number: int, data: bytearray, start: int
     ) -> None:
         run = self.run
         if prefix.level in (None, "INFO"):
@@ -404,6 +421,20 @@ class SourceReader:
             self.run.first_line = self._cursor.number(data, low)
             self.run.first_byte = self._cursor.bytes + low
         return low, max(low, high)
+
+
+def _lines_ahead(data: bytearray, position: int, high: int) -> list[str]:
+    """Some lines from ``position`` on, where they are ASCII without colours and returns and not long; else none."""
+    stop = data.rfind(b"\n", position, min(high, position + _AHEAD_BYTES))
+    raw = data[position : max(position, stop)]
+    if not raw.isascii() or b"\x1b" in raw or b"\r" in raw or b"\x00" in raw:
+        return []
+    return raw.decode("ascii").split("\n") if raw else []
+
+
+def _read_whole(prefix: Prefix) -> bool:
+    """Whether templates may name what the prefix itself holds ("NCCL WARN")."""
+    return prefix.origin not in ("vllm", "")
 
 
 def _segments(text: str) -> list[str]:

@@ -81,10 +81,9 @@ def _matches(scanner: Scanner, *texts: str) -> list[Match]:
     for text in texts:
         for piece in text.splitlines():
             data = bytearray(piece.encode())
-            for _, identity in list(scanner.scan(data, len(data))) if data else ():
-                if identity >= scanner.structural:
-                    for match in scanner.confirm(identity, piece):
-                        found.setdefault(match.message.id, match)
+            ids = tuple(identity for _, identity in scanner.scan(data, len(data))) if data else ()
+            for match in scanner.confirm(ids, piece):
+                found.setdefault(match.message.id, match)
     return list(found.values())
 
 

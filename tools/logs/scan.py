@@ -14,6 +14,7 @@ from typing import Any
 from knowledge.shapes import Message
 from knowledge.templates import SHORTEST_LITERAL, Converter, Value, compile_template, literal_of
 from tools.logs.database import Database, Literal
+from tools.logs.markers import MARKERS, is_covered, marked_lines, rarest_piece
 
 #: Kinds that a healthy server may print all day.
 ROUTINE = frozenset({"state", "request", "warning", "harmless"})
@@ -84,23 +85,11 @@ _STRUCTURE: tuple[tuple[int, str, bool], ...] = (
     (KERNEL, "Out of memory: Killed process", False),
     (PROCESS, "\nProcess ", False),
 )
-#: Pieces of text that most failing literals hold and a healthy server's traffic lacks, and the words of levels and
-#: refusals. A line that holds one is searched for every literal; failing literals that hold none are looked for
-#: everywhere, so none is missed. The pieces are chosen by benchmarks/logs_markers.py.
-MARKERS: tuple[bytes, ...] = tuple(
-    piece.encode()
-    for piece in (
-        "rror|port|s no|fail|med |able|file|cted|valid|size|model| for|quir|emor| con|nnot|sion|must|d no|"
-        "with| in |code| ins|ess |know|conn|load|cuda|kill|exce|from|atch|back|has |ment|sert|type|nccl|"
-        "compi|tran|tive| on |: not|ed b|er t|izer|nter|stat|enso|lama|miss|ned |_all|init|late|mult|n't |"
-        "name|atte|corr|errn|nixl|age |data|head|json|not e|remo|tect|.cpp|appi|ault|d to|ermi|idia|infe|"
-        'out o| rea| sho|.cc:|warning|traceback|file "|, in |http/1.1" 4|http/1.1" 5|http/1.0" 4|http/1.0" 5|'
-        "no longer|xid "
-    ).split("|")
-)
+#: Ids of markers begin here.
 _MARKED = 1 << 24
-#: Marked lines closer than this are scanned together: a scan's start costs as much as some hundred bytes.
-_JOINED_BYTES = 512
+#: Traffic prints these all the time. Where a chunk's beginning holds them all, nothing needs to look for them.
+_USUAL = ('"POST /', "Avg generation throughput: ")
+_BEGINNING_BYTES = 32 << 10
 #: So many chunks after one that was full of marked lines are scanned for everything at once.
 _DENSE_CHUNKS = 15
 #: After a run began so many chunks, and later every so-manieth, are searched for routine literals everywhere.
@@ -109,6 +98,9 @@ _SAMPLED_CHUNK = 32
 #: A text up to this size, for the first few of them, is searched literal by literal.
 _SMALL_BYTES = 64 << 10
 _SMALL_SCANS = 3
+#: What was found on so many lines of up to so many characters is remembered: logs repeat themselves.
+_MOST_REMEMBERED = 4096
+_LONGEST_REMEMBERED = 1000
 #: The structural kinds that are looked for from the end of a large chunk too.
 LAST_WANTED = frozenset({STATS, PROGRESS})
 
@@ -118,28 +110,6 @@ def as_written(template: str, literal: bytes) -> bytes:
     raw = template.encode()
     at = raw.lower().find(literal)
     return raw[at : at + len(literal)] if at >= 0 else literal
-
-
-def _marked_lines(hits: Sequence[tuple[int, int]], data: bytearray, size: int) -> list[tuple[int, int]]:
-    """The lines that hold a marker, near ones joined, as (start, end) offsets."""
-    regions: list[tuple[int, int]] = []
-    start, end, skipped = 0, -1, -1
-    for offset, identity in hits:
-        if identity < _MARKED or offset <= end or offset <= skipped:
-            continue
-        line = data.rfind(b"\n", 0, offset - 1) + 1
-        stop = data.find(b"\n", offset - 1, size) + 1 or size
-        if data.find(b"Received request", line, min(stop, line + 160)) >= 0:
-            skipped = stop  # what a user wrote is no message
-            continue
-        if end < 0 or line - end > _JOINED_BYTES:
-            if end >= 0:
-                regions.append((start, end))
-            start = line
-        end = stop
-    if end >= 0:
-        regions.append((start, end))
-    return regions
 
 
 def _is_whole(template: str, literal: bytes) -> bool:
@@ -177,7 +147,7 @@ class Scanner:
     """Holds the literals of ``messages``; one scanner serves any number of logs, one after another, in one thread.
 
     ``thrifty`` is for large logs: routine literals are reported once a chunk, and most literals are looked for only on
-    lines that hold a marker (see :data:`MARKERS`). That finds every message of a failing kind; routine ones (INFO lines,
+    lines that hold a marker (see :mod:`tools.logs.markers`). That finds every message of a failing kind; routine ones (INFO lines,
     values) are found where a run begins and in every thirty-second chunk of a server's steady traffic.
     """
 
@@ -199,6 +169,7 @@ class Scanner:
         self._structure = [
             Literal(place, text.encode(), False, single) for place, (_, text, single) in enumerate(_STRUCTURE)
         ]
+        self._usual = [(place, text.encode()) for place, (_, text, _) in enumerate(_STRUCTURE) if text in _USUAL]
         self._banners = frozenset(place for place, (kind, _, _) in enumerate(_STRUCTURE) if kind == BANNER)
         self._routine: set[int] = set()
         #: Routine literals whose last occurrence in a chunk is looked up, as they are written in the template.
@@ -223,13 +194,15 @@ class Scanner:
             ]
         )
         self._full: Database | None = None
-        self._gate: Database | None = None
+        self._gates: dict[bool, Database] = {}
         self._whole: Database | None = None
         self._dense = 0
         self._chunks = 0  # since a run began
         self._small_scans = 0
         self._options: Any = None
-        self._confirmed: dict[tuple[int, str], tuple[Match, ...]] = {}
+        self._confirmed: dict[tuple[tuple[int, ...], str], tuple[Match, ...]] = {}
+        self._held: dict[str, tuple[int, ...]] = {}
+        self._kinds: dict[tuple[int, ...], frozenset[int]] = {}
 
     def _wanted(self, places: Iterable[int]) -> list[Literal]:
         return [Literal(place + self._offset, self.literals[place], True, place in self._routine) for place in places]
@@ -261,14 +234,6 @@ class Scanner:
         return self._full
 
     def _scan_gated(self, data: bytearray, size: int) -> list[tuple[int, int]]:
-        if self._gate is None:
-            direct = [
-                place
-                for place, literal in enumerate(self.literals)
-                if is_failing(self, place) and not any(marker in literal for marker in MARKERS)
-            ]
-            markers = [Literal(_MARKED + place, marker, True, False) for place, marker in enumerate(MARKERS)]
-            self._gate = Database(self._structure + self._wanted(direct) + markers, True)
         self._chunks += 1
         steady = self._chunks > _EARLY_CHUNKS and self._chunks % _SAMPLED_CHUNK
         if self._dense > 0 or not steady:
@@ -277,16 +242,16 @@ class Scanner:
             if self._whole is None:
                 self._whole = Database(self._structure + self._wanted(range(len(self.literals))), True)
             found = self._whole.scan(memoryview(data)[:size], 0)
-            if not any(identity in self._banners for _, identity in found):
+            if self._banners.isdisjoint([identity for _, identity in found]):
                 return found
             self._chunks = 0
             return self._everything().scan(memoryview(data)[:size], 0)
-        found = self._gate.scan(memoryview(data)[:size], 0)
-        if any(identity in self._banners for _, identity in found):
+        found = self._marked(data, size)
+        if not self._banners.isdisjoint([identity for _, identity in found]):
             # A run may begin here, and what the last one printed says nothing about it: every hit counts.
             self._chunks = 0
             return self._everything().scan(memoryview(data)[:size], 0)
-        regions = _marked_lines(found, data, size)
+        regions = marked_lines([offset for offset, identity in found if identity >= _MARKED], data, size)
         if sum(end - start for start, end in regions) * 8 > size:
             self._dense = _DENSE_CHUNKS
         hits = {hit for hit in found if hit[1] < _MARKED}
@@ -303,12 +268,56 @@ class Scanner:
                     hits.add(hit)
         return sorted(hits)
 
+    def kinds_of(self, ids: tuple[int, ...]) -> frozenset[int]:
+        """The structural kinds among ``ids``."""
+        known = self._kinds.get(ids)
+        if known is None:
+            known = frozenset(self.structure_kinds[identity] for identity in ids if identity < self._offset)
+            if len(self._kinds) > _MOST_REMEMBERED:
+                self._kinds.clear()
+            self._kinds[ids] = known
+        return known
+
+    def _marked(self, data: bytearray, size: int) -> list[tuple[int, int]]:
+        """The hits of the structure and of the markers."""
+        usual: list[tuple[int, int]] = []
+        for place, text in self._usual:
+            at = data.find(text, 0, min(size, _BEGINNING_BYTES))
+            if at >= 0:
+                usual.append((at + len(text), place))
+        brisk = len(usual) == len(self._usual)
+        gate = self._gates.get(brisk)
+        if gate is None:
+            pieces = {
+                rarest_piece(literal)
+                for place, literal in enumerate(self.literals)
+                if is_failing(self, place) and not is_covered(literal)
+            }
+            left_out = {place for place, _ in self._usual} if brisk else set()
+            gate = self._gates[brisk] = Database(
+                [literal for literal in self._structure if literal.identity not in left_out]
+                + [
+                    Literal(_MARKED + place, piece, True, False)
+                    for place, piece in enumerate((*MARKERS, *sorted(pieces)))
+                ],
+                True,
+            )
+        found = gate.scan(memoryview(data)[:size], 0)
+        return sorted(found + usual) if brisk else found
+
     def complete(self, ids: tuple[int, ...], text: str) -> tuple[int, ...]:
         """``ids`` with the routine literals of ``text`` that a thrifty scan reported elsewhere in the chunk."""
         if not self.thrifty:
             return ids
-        raw = text.encode("utf-8", "replace")
-        return tuple(dict.fromkeys((*ids, *(identity for _, identity in self._everything().scan(raw, 0)))))
+        known = self._held.get(text)
+        if known is None:
+            raw = text.encode("utf-8", "replace")
+            known = tuple(dict.fromkeys(identity for _, identity in self._everything().scan(raw, 0)))
+            if len(self._held) > _MOST_REMEMBERED:
+                self._held.clear()
+            if len(text) < _LONGEST_REMEMBERED:
+                self._held[text] = known
+        return tuple(dict.fromkeys((*ids, *known)))
 
     def scan_piece(self, data: bytearray, start: int, end: int) -> list[tuple[int, int]]:
         """The hits inside one long line, as (offset in ``data``, id)."""
@@ -329,21 +338,25 @@ class Scanner:
         wanted.sort()
         return wanted
 
-    def confirm(self, identity: int, text: str) -> tuple[Match, ...]:
-        """The messages behind literal ``identity`` that ``text`` (a line without its prefix) really holds."""
-        key = (identity, text)
+    def confirm(self, ids: tuple[int, ...], text: str) -> tuple[Match, ...]:
+        """The messages behind the literals ``ids`` that ``text`` (a line without its prefix) really holds."""
+        if not ids or max(ids) < self._offset:
+            return ()
+        key = (ids, text)
         known = self._confirmed.get(key)
         if known is None:
             raw = text.encode("utf-8", "replace")
             low = raw.lower()
             known = tuple(
                 match
+                for identity in ids
+                if identity >= self._offset
                 for spelling in self.spellings[identity - self._offset]
                 if (match := self._match(spelling, raw, low)) is not None
             )
-            if len(self._confirmed) > 4096:
+            if len(self._confirmed) > _MOST_REMEMBERED:
                 self._confirmed.clear()
-            if len(text) < 1000:
+            if len(text) < _LONGEST_REMEMBERED:
                 self._confirmed[key] = known
         return known
 

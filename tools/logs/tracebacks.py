@@ -6,31 +6,28 @@ from collections.abc import Callable
 
 from tools.logs.blocks import HEADER, MOST_FOREIGN_LINES, MOST_TAIL_FOREIGN, Block
 from tools.logs.judge import Judge
-from tools.logs.prefix import Prefix, parse_prefix
+from tools.logs.prefix import Prefix, Prefixes
 from tools.logs.runs import Run
 from tools.logs.scan import Match
 
 _MOST_OPEN = 64
 _MOST_KNOWN_PREFIXES = 2048
 #: What an unprefixed line of a traceback belongs to.
-_RAW = (("", ""), Prefix())
+_RAW = (("", ""), 0)
 _SERVER_FRAMES = ("entrypoints/", "/bin/vllm", "api_server.py", "cli/main.py")
 
 
 class Tracebacks:
-    """Open blocks by key; ``judge`` is told of every one that closes."""
+    """Open blocks by key (``open_now``); ``judge`` is told of every one that closes."""
 
-    def __init__(self, judge: Callable[[], Judge], strict: bool) -> None:
+    def __init__(self, judge: Callable[[], Judge], prefixes: Prefixes, strict: bool) -> None:
         self._judge = judge
+        self._read_prefix = prefixes.read
         self._strict = strict
-        self._open: dict[tuple[str, str], Block] = {}
-        self._seen: dict[tuple[str, str], int] = {}
-        self._walked = 0
-        self._prefixes: dict[str, tuple[tuple[str, str], Prefix]] = {}
+        self.open_now: dict[tuple[str, str], Block] = {}
+        self.walked = 0  # lines that were walked over while a traceback was open
+        self._prefixes: dict[str, tuple[tuple[str, str], int]] = {}
         self._named: tuple[int, str] = (0, "")
-
-    def __bool__(self) -> bool:
-        return bool(self._open)
 
     def name_next(self, line: int, process: str) -> None:
         """``Process EngineCore:`` stands on ``line``: the raw traceback below it is that process's."""
@@ -44,7 +41,7 @@ class Tracebacks:
         process = prefix.process
         if process is None and self._named[0] == number - 1:
             process = self._judge().run.process_named(self._named[1])
-        if key in self._open:
+        if key in self.open_now:
             self.close(key)
         block = Block(key, process, number, number, clock, strict=self._strict)
         record = (prefix.process or "", prefix.where or prefix.origin, prefix.clock or "")
@@ -52,50 +49,45 @@ class Tracebacks:
         if body[: body.find(HEADER)].strip(" ,:"):
             block.quotes.append((number, text))
         self.attach(block, matches, number, text, True)
-        self._open[key] = block
-        self._seen[key] = self._walked
-        if len(self._open) > _MOST_OPEN:
-            self.close(next(iter(self._open)))
+        block.seen = self.walked
+        self.open_now[key] = block
+        if len(self.open_now) > _MOST_OPEN:
+            self.close(next(iter(self.open_now)))
 
     def take(self, text: str, number: int) -> tuple[Block, str] | None:
         """Offer a line; the block that took it and the line's body, or ``None`` if it belongs to none."""
-        key, prefix = self._key_of(text)
-        block = self._open.get(key)
+        known = self._prefixes.get(text[: text.find("] ", 0, 240) + 2])
+        key, begin = self._key_of(text) if known is None else known
+        block = self.open_now.get(key)
         if block is None:
             return None
-        body = text[prefix.body :]
+        body = text[begin:]
         if block.takes(body, number):
-            self._seen[key] = self._walked
+            block.seen = self.walked
             return block, body
         self.close(key)
         return None
 
-    def walked(self) -> None:
-        """One more line passed; blocks that wait too long are closed."""
-        self._walked += 1
-        if self._walked & 31:
-            return
-        for key, block in list(self._open.items()):
+    def expire(self) -> None:
+        """Close the blocks that have waited too long for a line of theirs."""
+        for key, block in list(self.open_now.items()):
             limit = MOST_TAIL_FOREIGN if block.complete else MOST_FOREIGN_LINES
-            if self._walked - self._seen[key] > limit:
+            if self.walked - block.seen > limit:
                 self.close(key)
 
-    def _key_of(self, text: str) -> tuple[tuple[str, str], Prefix]:
-        """Which block a line could belong to; the lines of one record share their prefix to the letter."""
+    def _key_of(self, text: str) -> tuple[tuple[str, str], int]:
+        """Which block a line could belong to, and where its body begins."""
         if text[:1] in ("", " ", "\t", "T"):
             return _RAW
         cut = text.find("] ", 0, 240)
         head = text[: cut + 2] if cut > 0 else ""
-        known = self._prefixes.get(head) if head else None
-        if known is not None:
-            return known
-        prefix = parse_prefix(text)
+        prefix = self._read_prefix(text)
         key, _ = _key(prefix, opens=False)
         if head and prefix.body == len(head):
             if len(self._prefixes) > _MOST_KNOWN_PREFIXES:
                 self._prefixes.clear()
-            self._prefixes[head] = (key, prefix)
-        return key, prefix
+            self._prefixes[head] = (key, prefix.body)
+        return key, prefix.body
 
     def attach(self, block: Block, matches: tuple[Match, ...], number: int, text: str, final: bool) -> None:
         """Messages on a line of ``block``; ``final``: on its exception or around it."""
@@ -106,8 +98,7 @@ class Tracebacks:
             block.matches.append((match, number, text))
 
     def close(self, key: tuple[str, str]) -> None:
-        block = self._open.pop(key)
-        self._seen.pop(key, None)
+        block = self.open_now.pop(key)
         judge = self._judge()
         run = judge.run
         if block.process is None:
@@ -120,11 +111,11 @@ class Tracebacks:
 
     def close_complete(self) -> None:
         """Close those whose exception was read."""
-        for key in [key for key, block in self._open.items() if block.complete]:
+        for key in [key for key, block in self.open_now.items() if block.complete]:
             self.close(key)
 
     def close_all(self) -> None:
-        for key in list(self._open):
+        for key in list(self.open_now):
             self.close(key)
 
 
