@@ -1,10 +1,10 @@
-"""Chooses the marker pieces of ``tools/logs/scan.py`` anew, for when the message table has grown a lot.
+"""Chooses the marker pieces of ``tools/logs/markers.py`` anew, for when the message table has grown a lot.
 
     python benchmarks/logs_markers.py --count 80
 
 A marker is a piece of text that many failing literals share and a healthy server's traffic lacks. Greedily: the piece
-that covers most literals that are not covered yet. Prints the pieces and how many literals stay uncovered (those are
-looked for directly).
+that covers most literals that are not covered yet. Prints the pieces and how many literals stay uncovered (of those
+the rarest piece of each is looked for).
 """
 
 from __future__ import annotations
