@@ -100,15 +100,16 @@ def merged_files(folder: str, root: Path = ROOT) -> list[Path]:
 
 
 def vllm_messages(root: Path = ROOT) -> dict[str, dict[str, Any]]:
-    """vLLM's own messages as entries of a message file: id -> {kind, says, source}."""
+    """vLLM's own messages in all versions as entries of a message file: id -> {kind, says, source}."""
     table = json.loads((root / "vllm" / "messages.json").read_text(encoding="utf-8"))
     entries: dict[str, dict[str, Any]] = {}
-    for row in table["messages"]:
-        level = row["level"]
-        variants = row.get("variants") or [row]
-        says = [v["template"] for v in variants if v.get("level", level) not in SILENT_LEVELS]
+    for name, history in table["messages"].items():
+        changes = [change for change in history.values() if change]
+        level = next(change["level"] for change in reversed(changes) if change.get("level"))
+        # The newest spellings first: the reader tries them in this order.
+        says = [text for change in reversed(changes) for text in change.get("says") or ()]
         kind = "failure" if level.startswith("exception") else KIND_OF_LEVEL.get(level, "warning")
-        entries[row["id"]] = {
+        entries[name] = {
             "kind": kind,
             "says": list(dict.fromkeys(says)),
             "source": "vllm",
