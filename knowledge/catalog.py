@@ -17,6 +17,7 @@ from typing import Any
 from knowledge.shapes import (
     Cause,
     Concept,
+    Defect,
     Exclusion,
     Fix,
     GpuEvent,
@@ -34,7 +35,15 @@ from knowledge.shapes import (
 ROOT = Path(__file__).resolve().parent
 COMPILED = ROOT / "_compiled.json"
 _FOLDERS = ("causes", "normal", "messages", "concepts", "vllm", "text_data")
-_FILES = ("gpu_events.yaml", "observables.yaml", "intents.yaml", "tree.yaml", "sentences.yaml")
+_FILES = (
+    "defects.yaml",
+    "line_styles.yaml",
+    "gpu_events.yaml",
+    "observables.yaml",
+    "intents.yaml",
+    "tree.yaml",
+    "sentences.yaml",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ class Catalog:
     gpu_events: Mapping[str, GpuEvent]  # "xid-79", "sxid-20034"
     tree: Tree
     sentences: Mapping[str, Words]
+    defects: tuple[Defect, ...]
+    styles_json: str  # read when nobody names a version: see assistant.diagnosis.version
     symptoms_json: str  # read when words are to be compared, not before: logs need none of it
     calibration: Mapping[str, Any]
 
@@ -121,6 +132,21 @@ def _cause(raw: Mapping[str, Any]) -> Cause:
     )
 
 
+def _defect(name: str, raw: Mapping[str, Any]) -> Defect:
+    return Defect(
+        id=name,
+        title=raw["title"],
+        kind=raw["kind"],
+        since=str(raw["since"]),
+        fixed=str(raw["fixed"]),
+        work_around=raw["work_around"],
+        sources=tuple(Source(**s) for s in raw["sources"]),
+        cause=raw.get("cause"),
+        when=raw.get("when"),
+        needs=frozenset(raw.get("needs", ())),
+    )
+
+
 def _intent(name: str, raw: Mapping[str, Any]) -> Intent:
     spelled = tuple(Spelling(str(s["since"]), s["flag"], s.get("until")) for s in raw.get("spelled", ()))
     plain = ("title", "argument", "variable", "since", "until", "value", "command", "action", "undo", "price")
@@ -151,6 +177,8 @@ def from_compiled(raw: Mapping[str, Any]) -> Catalog:
         gpu_events={key: GpuEvent(**row) for key, row in raw["gpu_events"].items()},
         tree=Tree(raw["tree"]["start"], nodes, raw["tree"]["healthy"]),
         sentences=raw["sentences"],
+        defects=tuple(_defect(name, d) for name, d in raw["defects"].items()),
+        styles_json=raw["styles"],
         symptoms_json=raw["symptoms"],
         calibration=raw["calibration"],
     )

@@ -28,6 +28,7 @@ from knowledge.sources import (
 )
 from knowledge.templates import compile_template
 from knowledge.versions import is_between, release
+from knowledge.vllm_tables import flag as known_flag
 from knowledge.vllm_tables import flag_range, variable_range, versions
 
 MOST_WORDS = 60
@@ -350,6 +351,8 @@ class _Checker:
         events = self.read(root / "gpu_events.yaml")
         if events is not None:
             self.events(events)
+        self.defects(root / "defects.yaml")
+        self.styles(root / "line_styles.yaml")
         tree = self.read(root / "tree.yaml")
         if tree is not None:
             self.tree(tree)
@@ -357,6 +360,41 @@ class _Checker:
             document_ = self.read(path)
             if document_ is not None:
                 self.cause(document_)
+
+    def defects(self, path: Path) -> None:
+        """Defects point to causes and conditions that exist; what they advise exists in the versions they affect."""
+        table = versions(self.root)
+        for document, name, entry in self.mapping(path, schema.DefectEntry, set()):
+            if not (release(str(entry["since"])) < release(str(entry["fixed"]))):
+                self.add(document, (name, "fixed"), "fixed does not come after since", "Swap them")
+            if ("cause" in entry) != ("when" in entry):
+                self.add(document, (name,), "cause and when go together", "Give both, or neither")
+            if "cause" in entry:
+                self.refer(entry["cause"], self.names.causes, "cause", document, (name, "cause"))
+                self.condition(entry["when"], document, (name, "when"))
+            for key in ("title", "work_around"):
+                if not _CHINESE.search(entry[key]["zh"]):
+                    self.add(
+                        document, (name, key, "zh"), "no Chinese stands in the Chinese text", "Write it in Chinese"
+                    )
+            affected = [v for v in table if is_between(v, str(entry["since"]), str(entry["fixed"]))]
+            for text in entry["work_around"].values():
+                for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
+                    if not any(known_flag(v, flag, self.root) for v in affected):
+                        self.add(
+                            document, (name, "work_around"), f"no affected version knows {flag}", "See vllm/flags.json"
+                        )
+
+    def styles(self, path: Path) -> None:
+        document = self.read(path)
+        for index, entry in enumerate(document.data if document is not None else ()):
+            if document is not None and self.validate(schema.LineStyleEntry, entry, document, (index,)):
+                import re2
+
+                try:
+                    re2.compile(entry.get("line") or entry.get("process") or "")
+                except re2.error as error:
+                    self.add(document, (index,), f"not a valid pattern ({error})", "RE2 syntax")
 
     def spelling(self, document: Document, name: str, entry: dict[str, Any]) -> None:
         """Every spelling must exist in vLLM's own tables, for the versions that it is given for."""

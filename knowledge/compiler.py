@@ -19,7 +19,7 @@ from knowledge.shapes import Concept
 from knowledge.sources import ROOT, cause_files, cause_id, merge_messages, merged_files, read_yaml
 from knowledge.text import normalise
 from knowledge.versions import release
-from knowledge.vllm_tables import variable_range, versions
+from knowledge.vllm_tables import telling, variable_range, versions
 
 _CAUSE_KEYS = (
     "title", "severity", "begins", "explanation", "ruled_out", "explains", "near", "fixes", "check", "collect", "sources", "draft",
@@ -124,6 +124,16 @@ def compile_knowledge(root: Path = ROOT) -> dict[str, Any]:
             }
             for row in read_yaml(root / "gpu_events.yaml").data
         },
+        "defects": {
+            name: {**entry, **({"needs": sorted(needs(entry["when"]))} if "when" in entry else {})}
+            for name, entry in read_yaml(root / "defects.yaml").data.items()
+        },
+        "styles": json.dumps(
+            {"versions": versions(root), "lines": read_yaml(root / "line_styles.yaml").data, "messages": telling(root)},
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+        ),
         "tree": read_yaml(root / "tree.yaml").data,
         "sentences": read_yaml(root / "sentences.yaml").data,
         "symptoms": json.dumps(

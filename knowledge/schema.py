@@ -174,6 +174,24 @@ class ObservableEntry(BaseModel):
     choices: dict[str, Words] = {}
 
 
+class DefectEntry(Strict):
+    title: Words
+    kind: Literal["engine", "security", "wrong-output", "startup"]
+    since: Version
+    fixed: Version
+    cause: str | None = None
+    when: dict[str, Any] | None = None
+    work_around: Words
+    sources: list[SourceEntry] = Field(min_length=1)
+
+
+class LineStyleEntry(Strict):
+    line: str | None = None
+    process: str | None = None
+    since: Version
+    until: Version | None = None
+
+
 class NodeEntry(Strict):
     question: Words
     observe: str

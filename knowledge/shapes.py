@@ -165,6 +165,25 @@ class GpuEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Defect:
+    """A known defect of a range of versions; ``fixed`` is the first release without it.
+
+    With ``cause`` and ``when`` a matching symptom in an affected version counts as a strong signal for that cause.
+    """
+
+    id: str
+    title: Words
+    kind: Literal["engine", "security", "wrong-output", "startup"]
+    since: str
+    fixed: str
+    work_around: Words
+    sources: tuple[Source, ...]
+    cause: str | None = None
+    when: Condition | None = None
+    needs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class TreeNode:
     """One question of the decision tree: which observable answers it, and where each answer leads."""
 

@@ -142,6 +142,18 @@ def compile_template(template: str) -> CompiledTemplate:
     return _compile_line(line.strip(), literal)
 
 
+def fixed_text(template: str) -> list[str]:
+    """The literal runs of a template that a printed line holds as they stand, at least 4 characters long.
+
+    Of several lines the one with the longest literal counts, as in :func:`compile_template`.
+    """
+    line = template
+    if "\n" in template:
+        line = max(template.splitlines(), key=lambda text: max(map(_stripped_length, _HOLES.split(text))))
+    runs = [text.strip() for is_literal, text in _split(line) if is_literal]
+    return [run for run in runs if len(run) >= 4 and "  " not in run]
+
+
 def _stripped_length(text: str) -> int:
     return len(text.strip())
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from knowledge.history import entry_at, ranges
 from knowledge.sources import ROOT
+from knowledge.templates import fixed_text
 from knowledge.versions import parse, release
 
 Range = tuple[str, str]
@@ -154,9 +155,20 @@ def flag(version: str | None, name: str, root: Path = ROOT) -> Flag | None:
     """
     known = _spellings(examined(version, root), root)
     plain = name.split("=", 1)[0]
-    head, dot, _field = plain.partition(".")
+    head, dot, rest = plain.partition(".")
     found = known.get(head) or (known.get(head.replace("_", "-")) if head.startswith("--") else None)
-    return None if found is None or (dot and not found.dotted) else found
+    if found is None or (dot and not found.dotted):
+        return None
+    if dot and found.config is not None:
+        fields = config_fields(version, found.config, root)
+        return found if not fields or rest.split(".", 1)[0].replace("-", "_") in fields else None
+    return found
+
+
+def config_fields(version: str | None, config: str, root: Path = ROOT) -> tuple[str, ...]:
+    """The keys of the JSON of a configuration class (``CompilationConfig``) in ``version``; empty where unknown."""
+    entry = _at(root, "fields.json", "classes", examined(version, root)).get(config)
+    return tuple(entry["fields"]) if entry else ()
 
 
 def variables(version: str | None, root: Path = ROOT) -> Mapping[str, Variable]:
@@ -217,6 +229,33 @@ def renames(root: Path = ROOT) -> list[Rename]:
         since, until = new[0] if new else None, later[0] if later else None
         rows.append(Rename(row["kind"], row["old"], row["new"], since, until, row.get("note", "")))
     return rows
+
+
+def telling(root: Path = ROOT) -> dict[str, list[tuple[list[str], list[tuple[str, str | None]]]]]:
+    """Message -> for each spelling that not every release has: its fixed parts, and the (since, until) that have it.
+
+    The parts are as :func:`knowledge.templates.fixed_text` gives them; a printed line of that spelling holds them all.
+    """
+    found: dict[str, list[tuple[list[str], list[tuple[str, str | None]]]]] = {}
+    first = versions(root)[0]
+    for name, history in _file(root, "messages.json")["messages"].items():
+        spelled: dict[str, dict[str, dict[str, Any] | None]] = {}
+        said: list[str] = []
+        for version, change in history.items():
+            now = [] if change is None else (change.get("says") if "says" in change else said) or []
+            for text in now:
+                if text not in said:
+                    spelled.setdefault(text, {})[version] = {}
+            for text in said:
+                if text not in now:
+                    spelled[text][version] = None
+            said = list(now)
+        for text, presence in spelled.items():
+            spans = ranges(presence)
+            parts = fixed_text(text)
+            if parts and spans != [(first, None)]:
+                found.setdefault(name, []).append((parts, spans))
+    return found
 
 
 def _first_and_last(history: Mapping[str, Any], root: Path) -> Range:

@@ -8,6 +8,7 @@ from typing import Any
 
 from assistant.advice.fixes import advise, collect_first
 from assistant.diagnosis.confidence import confidence, features, threshold
+from assistant.diagnosis.defects import defect_notes, raised
 from assistant.diagnosis.model import (
     Case,
     Diagnosis,
@@ -22,6 +23,9 @@ from assistant.diagnosis.model import (
 )
 from assistant.diagnosis.score import POINTS, Candidate, candidates
 from assistant.diagnosis.truth import Facts, gather_facts, judge
+from assistant.diagnosis.version import Resolved, resolve
+from assistant.diagnosis.version import label as version_label
+from assistant.diagnosis.version import notes as version_notes
 from assistant.diagnosis.walk import open_questions, walk
 from knowledge.catalog import Catalog
 from knowledge.search import ConceptReader, rank
@@ -57,24 +61,35 @@ class Engine:
 
     def consider(self, case: Case) -> tuple[Facts, list[Candidate]]:
         """The facts of a case and all causes with any support, best first."""
+        facts, found, _version = self.weigh(case)
+        return facts, found
+
+    def weigh(self, case: Case) -> tuple[Facts, list[Candidate], Resolved]:
+        """Like :meth:`consider`, with the version that was found."""
         text = seen(normalise(case.text))
         said = self.concepts(text)
         facts = gather_facts(case, self.catalog, said)
-        return facts, candidates(facts, self.catalog, rank(text, self.catalog.symptoms, said) if text else [])
+        version = resolve(case, self.catalog)
+        alike = rank(text, self.catalog.symptoms, said) if text else []
+        return facts, candidates(facts, self.catalog, alike, raised(version.version, self.catalog)), version
 
     def diagnose(self, case: Case) -> Diagnosis:
         """The whole answer for one case."""
-        facts, found = self.consider(case)
-        return _Answer(self.catalog, case, facts, found).build()
+        facts, found, version = self.weigh(case)
+        return _Answer(self.catalog, case, facts, found, version).build()
 
 
 class _Answer:
     """Builds the answer of one case; only holds what its parts share."""
 
-    def __init__(self, catalog: Catalog, case: Case, facts: Facts, found: Sequence[Candidate]) -> None:
+    def __init__(
+        self, catalog: Catalog, case: Case, facts: Facts, found: Sequence[Candidate], version: Resolved
+    ) -> None:
         self.catalog, self.case, self.facts = catalog, case, facts
         self.language: Language = case.language
-        self.version = case.vllm_version or _text(facts.value("server.version"))
+        self.resolved = version
+        # None means the newest to whoever writes commands; an interval means the newest in it.
+        self.version = version.version or (version.high if version.source == "style" else None)
         self.kept = [c for c in found if c.excluded_by is None]
         self.excluded = [c for c in found if c.excluded_by is not None]
         self.sure = [confidence(features(c, self.kept, facts), catalog.calibration) for c in self.kept]
@@ -88,7 +103,9 @@ class _Answer:
             summary=self._summary(verdict, leader, findings),
             language=self.language,
             knowledge=self.catalog.digest,
-            vllm_version=self.version,
+            vllm_version=self.resolved.version,
+            version_source=self.resolved.to_json(),
+            version_label=version_label(self.resolved, self.catalog, self.language),
             target=self.case.target,
             stage=_text(self.facts.value("log.stage")),
             causes=findings if verdict != "healthy" else (),
@@ -244,7 +261,7 @@ class _Answer:
         steps.extend(open_questions(self.kept, self.facts, self.catalog, lang))
         if not self.order and not self.facts.said:
             steps.append(NextStep("collect-symptom", "collect", word("collect-symptom", lang)))
-        if self.facts.value("log.unrecognised") and self.version is None:
+        if self.facts.value("log.unrecognised") and self.resolved.version is None:
             steps.append(NextStep("collect-version", "collect", word("collect-version", lang)))
         return tuple(steps)
 
@@ -265,6 +282,8 @@ class _Answer:
                     action=event.action[self.language],
                 )
             )
+        notes.extend(version_notes(self.resolved, self.catalog, self.language))
+        notes.extend(defect_notes(self.resolved.version, self.facts, self.catalog, self.language))
         if verdict == "healthy" and leader is not None:
             notes.insert(0, leader.cause.explanation[self.language])
         return tuple(notes)

@@ -147,6 +147,8 @@ class Diagnosis:
     next_steps: tuple[NextStep, ...]
     not_measured: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
+    version_source: Mapping[str, Any] = field(default_factory=dict)  # see assistant.diagnosis.version.Resolved
+    version_label: str = ""
     case: Case | None = None
 
     def to_json(
@@ -170,6 +172,7 @@ class Diagnosis:
             "summary": self.summary,
             "language": self.language,
             "vllm_version": self.vllm_version,
+            "vllm_version_source": dict(self.version_source),
             "target": self.target,
             "stage": self.stage,
             "looked_at": [

@@ -6,7 +6,7 @@ cause add up with diminishing returns, because they usually are one fact in seve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from assistant.diagnosis.truth import Facts, judge
@@ -145,12 +145,21 @@ def likeness_points(score: float) -> float:
 
 
 def weigh(
-    cause: Cause, facts: Facts, catalog: Catalog, order: Order, likeness: float, hidden: frozenset[str] = frozenset()
+    cause: Cause,
+    facts: Facts,
+    catalog: Catalog,
+    order: Order,
+    likeness: float,
+    hidden: frozenset[str] = frozenset(),
+    more: Sequence[Signal] = (),
 ) -> Candidate:
-    """Supports one cause; messages in ``hidden`` are explained by another cause and count for nothing here."""
+    """Supports one cause; messages in ``hidden`` are explained by another cause and count for nothing here.
+
+    ``more`` are signals that do not stand in the cause's file: those of known defects of this version.
+    """
     reasons: list[Reason] = []
     request_factor = _request_factor(facts)
-    for signal in cause.signals:
+    for signal in (*cause.signals, *more):
         if signal.when is None:
             points = likeness_points(likeness)
             if points > 0:
@@ -181,21 +190,27 @@ def weigh(
     return Candidate(cause, support * (OTHER_PHASE if differs else 1.0), tuple(counted), likeness, differs, excluded)
 
 
-def candidates(facts: Facts, catalog: Catalog, likeness: list[Likeness]) -> list[Candidate]:
-    """All causes with any support, best first; those ruled out come with ``excluded_by`` set, after the others."""
+def candidates(
+    facts: Facts, catalog: Catalog, likeness: list[Likeness], more: Mapping[str, Sequence[Signal]] | None = None
+) -> list[Candidate]:
+    """All causes with any support, best first; those ruled out come with ``excluded_by`` set, after the others.
+
+    ``more`` maps causes to signals of known defects (:mod:`assistant.diagnosis.defects`).
+    """
+    more = more or {}
     order = order_of(facts, catalog)
     alike: Mapping[str, float] = {item.cause: item.score for item in likeness}
     # Something harmless beside a failure explains nothing, and nobody asked about it who gave a whole log.
     normal = facts.asked and not facts.value("log.failures")
     found = [
-        weigh(cause, facts, catalog, order, alike.get(cause.id, 0.0))
+        weigh(cause, facts, catalog, order, alike.get(cause.id, 0.0), more=more.get(cause.id, ()))
         for cause in catalog.causes.values()
         if normal or not cause.is_normal
     ]
     found = [c for c in found if c.support > 0]
     found = _discount_suppositions(found)
     found.sort(key=_rank)
-    found = _explain_away(found, facts, catalog, order, alike)
+    found = _explain_away(found, facts, catalog, order, alike, more)
     found.sort(key=_rank)
     return found
 
@@ -236,7 +251,12 @@ def _rank(candidate: Candidate) -> tuple[bool, float, int, str]:
 
 
 def _explain_away(
-    found: list[Candidate], facts: Facts, catalog: Catalog, order: Order, alike: Mapping[str, float]
+    found: list[Candidate],
+    facts: Facts,
+    catalog: Catalog,
+    order: Order,
+    alike: Mapping[str, float],
+    more: Mapping[str, Sequence[Signal]],
 ) -> list[Candidate]:
     """A message that a well supported cause explains counts for no other cause, if that cause was seen no later."""
     for leader in [c for c in found if c.excluded_by is None and c.support >= POINTS["strong"]][:4]:
@@ -246,7 +266,15 @@ def _explain_away(
         found = [
             other
             if other.cause.id == leader.cause.id or not (other.messages & explained) or other.support > leader.support
-            else weigh(other.cause, facts, catalog, order, alike.get(other.cause.id, 0.0), explained)
+            else weigh(
+                other.cause,
+                facts,
+                catalog,
+                order,
+                alike.get(other.cause.id, 0.0),
+                explained,
+                more.get(other.cause.id, ()),
+            )
             for other in found
         ]
     return [c for c in found if c.support > 0]

@@ -108,12 +108,8 @@ def _percent(finding: Finding) -> int:
 def _cause(first: Finding, diagnosis: Diagnosis, catalog: Catalog) -> Iterator[Block]:
     word, lang = catalog.word, diagnosis.language
     yield Heading(first.title, "bad", 1)
-    version = (
-        word("label-version", lang, version=diagnosis.vllm_version)
-        if diagnosis.vllm_version
-        else word("label-version-unknown", lang)
-    )
-    yield Text(f"{first.id} · {word('label-confidence', lang, percent=_percent(first))} · {version}", "quiet")
+    sure = word("label-confidence", lang, percent=_percent(first))
+    yield Text(f"{first.id} · {sure} · {diagnosis.version_label}", "quiet")
     yield Text(first.explanation)
     if first.because:
         yield Heading(word("heading-why", lang))

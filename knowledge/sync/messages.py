@@ -138,7 +138,7 @@ def _level(node: ast.Call) -> str | None:
     function = node.func
     if not isinstance(function, ast.Attribute):
         name = getattr(function, "id", "")
-        return "text" if name in ("create_error_response", "print", "ValueError") else None
+        return "text" if name in ("create_error_response", "print") else None
     holder = function.value.attr if isinstance(function.value, ast.Attribute) else getattr(function.value, "id", "")
     if function.attr in _LEVELS and "log" in holder.lower():
         plain = function.attr.removesuffix("_once").upper()

@@ -11,7 +11,7 @@ from typing import Any
 
 from knowledge.history import Entry, Snapshot, expand, fold, write_table
 from knowledge.sources import ROOT, SILENT_LEVELS
-from knowledge.sync.messages import Template, Texts, key_of
+from knowledge.sync.messages import Template, Texts, fixed_parts, key_of
 from knowledge.sync.release import Release
 from knowledge.versions import release as number
 
@@ -224,6 +224,8 @@ def _reworded(text: str, level: str, fresh: list[Template]) -> Template | None:
     words = set(wanted.lower().split())
     for candidate in same[:_MOST_COMPARED]:
         own = set(candidate.key.lower().split())
+        if not fixed_parts(candidate.text):
+            continue  # nothing to look for in a log
         if len(words & own) * 2 < max(len(words), len(own)):
             continue
         alike = difflib.SequenceMatcher(None, wanted, candidate.key, autojunk=False).ratio()
