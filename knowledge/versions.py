@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Number = tuple[int, int, int, int]
@@ -32,6 +33,7 @@ class Described:
     local: str = ""
 
 
+@lru_cache(maxsize=4_096)
 def describe(version: str) -> Described:
     """Takes a version text apart; never raises.
 
