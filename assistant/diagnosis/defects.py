@@ -57,6 +57,6 @@ def defect_notes(version: str | None, facts: Facts, catalog: Catalog, lang: str)
         source = only.sources[0].title or only.sources[0].url or ""
         yield catalog.word("defect-one", lang, version=version, fixed=only.fixed, title=only.title[lang], source=source)
     elif rest:
-        newest = max((d.fixed for d in rest), key=release)
+        newest = max((d.fixed for d in catalog.defects), key=release)  # not one that brings others
         titles = ("；" if lang == "zh" else "; ").join(d.title[lang] for d in rest[:MOST_TITLES])
         yield catalog.word("defects-many", lang, version=version, n=len(rest), fixed=newest, titles=titles)
