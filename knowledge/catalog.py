@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from knowledge.shapes import (
+    ByDefault,
     Cause,
     Concept,
     Defect,
@@ -149,9 +150,18 @@ def _defect(name: str, raw: Mapping[str, Any]) -> Defect:
 
 def _intent(name: str, raw: Mapping[str, Any]) -> Intent:
     spelled = tuple(Spelling(str(s["since"]), s["flag"], s.get("until")) for s in raw.get("spelled", ()))
-    plain = ("title", "argument", "variable", "since", "until", "value", "command", "action", "undo", "price")
+    plain = (
+        "title", "argument", "variable", "since", "until", "value", "command", "command_since", "command_before", "action", "undo", "price", "work_around",
+        "direction", "resets", "server_only",
+    )  # fmt: skip
     return Intent(
-        id=name, spelled=spelled, work_around=raw.get("work_around", False), **{k: raw[k] for k in plain if k in raw}
+        id=name,
+        spelled=spelled,
+        removes=tuple(raw.get("removes", ())),
+        conflicts=tuple(raw.get("conflicts", ())),
+        needs=tuple(raw.get("needs", ())),
+        by_default=tuple(ByDefault(str(d["since"]), d["value"], d.get("until")) for d in raw.get("by_default", ())),
+        **{k: raw[k] for k in plain if k in raw},
     )
 
 

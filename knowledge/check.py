@@ -326,6 +326,9 @@ class _Checker:
                         document, (name, key, "zh"), "no Chinese stands in the Chinese text", "Write it in Chinese"
                     )
             self.spelling(document, name, entry)
+            for other in entry.get("needs", ()):
+                if other not in document.data:
+                    self.add(document, (name, "needs"), f"the intent {other!r} does not exist", "Name another one")
             if entry.get("spelled") or entry.get("variable"):
                 self.restarting.add(name)
         self.table = vllm_messages(root)
@@ -414,6 +417,13 @@ class _Checker:
                     f"{spelled['flag']} is given for {missing[0]}, but exists from {found[0]} to {found[1]}",
                     "Correct since or until",
                 )
+        for key in ("removes", "conflicts"):
+            for other in entry.get(key, ()):
+                is_variable = other.isupper()
+                if is_variable and not other.startswith("VLLM_"):
+                    continue  # of another program: no table to hold it against
+                if (variable_range(other, self.root) if is_variable else _argument_range(other, self.root)) is None:
+                    self.add(document, (name, key), f"no examined vLLM version knows {other}", "See knowledge/vllm")
         variable = entry.get("variable", "")
         if variable.startswith("VLLM_") and variable_range(variable, self.root) is None:
             self.add(
@@ -436,6 +446,11 @@ class _Checker:
                         f"not a valid pattern ({error})",
                         "RE2 syntax: no look-around, no back-references",
                     )
+
+
+def _argument_range(python: str, root: Path) -> tuple[str, str] | None:
+    """The versions that have an argument of this Python name."""
+    return flag_range("--" + python.replace("_", "-"), root)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:

@@ -145,6 +145,12 @@ class SpellingEntry(Strict):
     until: Version | None = None
 
 
+class ByDefaultEntry(Strict):
+    since: Version
+    value: str
+    until: Version | None = None
+
+
 class IntentEntry(Strict):
     title: Words
     argument: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
@@ -152,15 +158,24 @@ class IntentEntry(Strict):
     variable: Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     value: str | None = None
     command: str | None = None
+    command_since: Version | None = None
+    command_before: str | None = None
     action: Words | None = None
     undo: Words | None = None
     price: Words | None = None
     work_around: bool = False
+    removes: list[str] = []
+    conflicts: list[str] = []
+    needs: list[Slug] = []
+    direction: Literal["raise", "lower"] | None = None
+    by_default: list[ByDefaultEntry] = []
+    resets: bool = False
+    server_only: bool = False
 
     @model_validator(mode="after")
     def _does_something(self) -> IntentEntry:
-        if not (self.spelled or self.variable or self.command or self.action):
-            raise ValueError("an intent is spelled as an argument, or has a variable, a command or an action")
+        if not (self.spelled or self.variable or self.command or self.action or self.removes):
+            raise ValueError("an intent is spelled as an argument, or has a variable, a command, an action or removes")
         return self
 
 

@@ -128,8 +128,23 @@ class Spelling:
 
 
 @dataclass(frozen=True, slots=True)
+class ByDefault:
+    """What a range of versions does where an argument is not given and its table leaves that open."""
+
+    since: str
+    value: str
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
-    """What a fix wants: an argument, a variable, a command that only looks, or an action."""
+    """What a fix wants: an argument, a variable, a command that only looks, or an action.
+
+    ``removes`` names arguments and variables to take away; ``conflicts`` arguments that contradict this one and are
+    taken away with it; ``needs`` intents without which vLLM refuses this one; ``direction`` says that only a higher or
+    lower value helps; ``resets`` that the value is the default and is only advised where something else was set;
+    ``server_only`` that ``LLM(...)`` has no such argument.
+    """
 
     id: str
     title: Words
@@ -140,10 +155,19 @@ class Intent:
     until: str | None = None
     value: str | None = None
     command: str | None = None
+    command_since: str = "0.0"
+    command_before: str | None = None
     action: Words | None = None
     undo: Words | None = None
     price: Words | None = None
     work_around: bool = False
+    removes: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    direction: Literal["raise", "lower"] | None = None
+    by_default: tuple[ByDefault, ...] = ()
+    resets: bool = False
+    server_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

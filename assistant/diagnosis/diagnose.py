@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from assistant.advice.debugging import debug_settings
 from assistant.advice.fixes import advise, collect_first
+from assistant.advice.started import Started, read_started
 from assistant.diagnosis.confidence import confidence, features, threshold
 from assistant.diagnosis.defects import defect_notes, raised
 from assistant.diagnosis.model import (
@@ -90,10 +92,18 @@ class _Answer:
         self.resolved = version
         # None means the newest to whoever writes commands; an interval means the newest in it.
         self.version = version.version or (version.high if version.source == "style" else None)
+        self._started: Started | None = None
         self.kept = [c for c in found if c.excluded_by is None]
         self.excluded = [c for c in found if c.excluded_by is not None]
         self.sure = [confidence(features(c, self.kept, facts), catalog.calibration) for c in self.kept]
         self.order = sorted(range(len(self.kept)), key=lambda i: (-round(self.sure[i], 9), i))
+
+    @property
+    def started(self) -> Started:
+        """The start command; read once, and only where there is anything to advise."""
+        if self._started is None:
+            self._started = read_started(self.facts, self.version)
+        return self._started
 
     def build(self) -> Diagnosis:
         verdict, leader = self._verdict()
@@ -110,7 +120,7 @@ class _Answer:
             stage=_text(self.facts.value("log.stage")),
             causes=findings if verdict != "healthy" else (),
             looked_at=self.case.reading.looked_at,
-            collect_first=collect_first(leader.cause, self.catalog, self.language)
+            collect_first=collect_first(leader.cause, self.catalog, self.language, self.version)
             if verdict == "cause" and leader
             else (),
             ruled_out=self._ruled_out(),
@@ -185,7 +195,7 @@ class _Answer:
             relation=relation,
             because=_quotes(candidate),
             against=tuple(against),
-            fixes=advise(cause, self.facts, self.catalog, self.version, self.language),
+            fixes=advise(cause, self.facts, self.catalog, self.version, self.language, self.started),
             check=cause.check[self.language],
             sources=tuple(_reference(s) for s in cause.sources),
         )
@@ -284,6 +294,9 @@ class _Answer:
             )
         notes.extend(version_notes(self.resolved, self.catalog, self.language))
         notes.extend(defect_notes(self.resolved.version, self.facts, self.catalog, self.language))
+        settings = debug_settings(self.facts, self.started, self.catalog) if verdict == "cause" else ()
+        if settings:
+            notes.append(self.catalog.word("debug-on", self.language, names=", ".join(settings)))
         if verdict == "healthy" and leader is not None:
             notes.insert(0, leader.cause.explanation[self.language])
         return tuple(notes)

@@ -61,6 +61,10 @@ class Advice:
     impact: str
     undo: str | None
     work_around: bool
+    changed: tuple[str, ...] = ()  # pieces of the command that are new, for a face to mark
+    python: str | None = None  # the same argument as `LLM(...)` takes it
+    effect: str | None = None  # what the numbers say the change does; also the beginning of ``expected``
+    notes: tuple[str, ...] = ()  # what was left out, assumed, or is to be filled in
 
 
 @dataclass(frozen=True, slots=True)

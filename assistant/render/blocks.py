@@ -36,9 +36,10 @@ class Quotation:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Something to copy."""
+    """Something to copy; ``changed`` are pieces of it that are new, to be marked."""
 
     text: str
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,9 @@ def _cause(first: Finding, diagnosis: Diagnosis, catalog: Catalog) -> Iterator[B
             yield Item(item.text, body=(Command(item.command),) if item.command else ())
     if first.fixes:
         yield Heading(word("heading-fixes", lang), "good")
+        told: set[str] = set()
         for number, fix in enumerate(first.fixes, 1):
-            yield _fix(number, fix, catalog, lang)
+            yield _fix(number, fix, catalog, lang, told)
     yield Heading(word("heading-check", lang))
     yield Text(first.check)
 
@@ -140,16 +142,26 @@ def _where(source: str, line: int | None, process: str | None, catalog: Catalog,
     return ", ".join(parts)
 
 
-def _fix(number: int, fix: Advice, catalog: Catalog, lang: Language) -> Item:
+def _fix(number: int, fix: Advice, catalog: Catalog, lang: Language, told: set[str] | None = None) -> Item:
+    """One fix. ``told`` holds the notes that stood under an earlier one: the same note is not repeated."""
     word = catalog.word
+    told = set() if told is None else told
     tags = [word(f"label-impact-{fix.impact}", lang)]
     if fix.work_around:
         tags.append(word("label-work-around", lang))
     body: list[Block] = [Text(fix.why)]
     if fix.command:
-        body.append(Command(fix.command))
+        body.append(Command(fix.command, fix.changed))
+        if fix.changed and len(fix.command) > 2 * sum(map(len, fix.changed)) + 40:
+            body.append(Text(word("label-changed", lang, pieces=", ".join(fix.changed))))
     elif fix.flags:
         body.append(Text(word("label-choose-value", lang, flag=", ".join(fix.flags))))
+    for note in fix.notes:
+        if note not in told:
+            told.add(note)
+            body.append(Text(f"{word('label-notes', lang)}: {note}", "unsure"))
+    if fix.effect:
+        body.append(Text(fix.effect, "quiet"))
     if fix.trade_off:
         body.append(Text(f"{word('label-price', lang)}: {fix.trade_off}", "quiet"))
     if fix.undo:

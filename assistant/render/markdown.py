@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from assistant.render.blocks import Block, Command, Heading, Item, Quotation, Text
+from assistant.render.commands import broken
+
+#: Commands longer than this are broken over lines.
+_COLUMNS = 100
 
 
 def fence(text: str) -> str:
@@ -31,7 +35,7 @@ def _draw(block: Block, indent: str = "") -> list[str]:
         case Quotation(where, text):
             return [_indented(f"{where}:\n\n{fence(text)}", indent)]
         case Command(text):
-            return [_indented(fence(text), indent)]
+            return [_indented(fence(broken(text, _COLUMNS)), indent)]
         case Item(title, tags, body, number):
             mark = f"{number}." if number is not None else "-"
             tagged = f" ({', '.join(tags)})" if tags else ""

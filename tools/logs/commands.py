@@ -11,6 +11,7 @@ import re
 
 from tools.evidence import Origin, Value
 from tools.logs.facts import Facts
+from tools.logs.launch import read_banner_launch, read_launch
 from tools.logs.prefix import parse_prefix
 
 _LONGEST_LITERAL = 20_000
@@ -138,6 +139,7 @@ def read_banner(facts: Facts, text: str, origin: Origin, quote: str) -> None:
     found = _VERSION.search(text)
     if found:
         facts.state("server.version", found.group(1).rstrip(".,)"), origin, quote)
+    read_banner_launch(facts, text, origin, quote)
     at = text.find("non-default args: ")
     if at >= 0:
         for name, value in _dictionary(text[at + 18 :]).items():
@@ -192,20 +194,24 @@ def _dictionary(text: str) -> dict[str, Value]:
 
 def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
     """Commands, environment and versions anywhere in ``text`` (a person's message, or the head of a log)."""
-    for number, line in _joined(text):
+    joined = _joined(text)
+    for number, line in joined:
         if not ("vllm" in line or "api_server" in line or "=" in line) or parse_prefix(line).level is not None:
             continue  # a program's own line states neither a command nor the environment
         origin = Origin(source, number, None, None, number)
         shown = line.strip()[:300]
         served = _SERVE.search(line)
         if served:
-            facts.state("server.command", shown, origin, shown, keep=True)
             _read_words(facts, _words(served.group(1)), origin, shown)
         if "=" in line:
             for name, value in _ASSIGNED.findall(line)[:40]:
                 _variable(facts, name, value.strip("\"'"), origin, shown)
     _read_yaml(facts, text, source)
     _read_calls(facts, text, source)
+    own = [
+        (n, line) for n, line in joined if ("vllm" in line or "api_server" in line) and parse_prefix(line).level is None
+    ]
+    read_launch(facts, own, text, source)
     for name, rule in _FACTS:
         found = rule.search(text)
         if found and name not in facts:
@@ -217,7 +223,7 @@ def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
 
 
 def _joined(text: str) -> list[tuple[int, str]]:
-    """Lines with their numbers; a line that ends in a backslash goes on in the next."""
+    """Lines with their numbers; a line that ends in a backslash (or PowerShell's back-tick) goes on in the next."""
     joined: list[tuple[int, str]] = []
     open_line = ""
     began = 1
@@ -225,7 +231,7 @@ def _joined(text: str) -> list[tuple[int, str]]:
         if not open_line:
             began = number
         stripped = line.rstrip()
-        if stripped.endswith("\\") and len(open_line) < 20_000:
+        if stripped.endswith(("\\", " `", " ^")) and len(open_line) < 20_000:  # of sh, PowerShell and cmd
             open_line += stripped[:-1] + " "
             continue
         joined.append((began, open_line + line))

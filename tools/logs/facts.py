@@ -11,8 +11,10 @@ from tools.evidence import QUOTE_LIMIT, Evidence, Origin, Value
 #: Observables whose value is text; everything else that a message captures is a number.
 _TEXT = frozenset({
     "server.version", "server.model", "server.architecture", "server.engine", "server.command",
-    "gpu.name", "gpu.driver", "process.signal", "log.exception", "log.unrecognised",
+    "server.arguments", "server.launch", "gpu.name", "gpu.driver", "process.signal", "log.exception", "log.unrecognised",
 })  # fmt: skip
+#: Kept whole, because commands are made from them; every other text is cut.
+_LONG = frozenset({"server.command", "server.arguments"})
 _TEXT_FAMILIES = ("argument.", "environment.")
 #: More processes than this share one entry, so that a log that invents processes does not grow memory.
 _MOST_ENTRIES = 4000
@@ -23,7 +25,7 @@ def typed(name: str, value: Value) -> Value:
     if not isinstance(value, str):
         return value
     if name in _TEXT or name.startswith(_TEXT_FAMILIES):
-        return value[:2000]
+        return value if name in _LONG else value[:2000]
     return as_gib(value) if name.endswith("_gib") else as_number(value)
 
 

@@ -91,7 +91,7 @@ def show(
         fail(f"there is no cause {cause!r}." + (f" Did you mean {near[0]}?" if near else " `kb search` finds one."))
     entry = known.causes[cause]
     fixes = advise(entry, Facts(), known, vllm_version, language)
-    draw(cause_blocks(entry, fixes, collect_first(entry, known, language), known, language))
+    draw(cause_blocks(entry, fixes, collect_first(entry, known, language, vllm_version), known, language))
 
 
 @app.command()

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING
 
 from assistant.render.blocks import Block, Command, Heading, Item, Quotation, Text
+from assistant.render.commands import broken
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text as RichText
 
 _TONE = {"plain": "", "good": "green", "bad": "bold red", "unsure": "yellow", "quiet": "bright_black"}
 #: Lines longer than this are hard to read, however wide the terminal is.
@@ -52,6 +54,19 @@ def _print(console: Console, text: str, style: str, left: int, *, first: str = "
         mark = rest or " " * cell_len(first)
 
 
+def _marked(line: str, changed: tuple[str, ...]) -> RichText:
+    """One line of a command, with what is new in it standing out."""
+    from rich.text import Text as RichText
+
+    drawn = RichText(line, style="cyan")
+    for piece in changed:
+        for part in (piece, *(piece.split(" ", 1) if piece not in line else ())):
+            at = line.find(part)
+            if at >= 0 and len(part) > 1:
+                drawn.stylize("bold green", at, at + len(part))
+    return drawn
+
+
 def _draw(block: Block, console: Console, left: int) -> None:
     match block:
         case Heading(text, tone, level):
@@ -63,10 +78,10 @@ def _draw(block: Block, console: Console, left: int) -> None:
             _print(console, where, "bright_black", left + 2)
             for line in text.split("\n"):
                 _print(console, line, "cyan", left + 4, first="│ ", rest="│ ")
-        case Command(text):
-            # Never wrapped: it is there to be copied as it is.
-            for line in text.split("\n"):
-                console.print(" " * (left + 2) + line, style="bold cyan", soft_wrap=True)
+        case Command(text, changed):
+            # Never wrapped by the terminal: it is there to be copied, and is broken where a shell allows it.
+            for line in broken(text, max(40, console.width - left - 2)).split("\n"):
+                console.print(_marked(" " * (left + 2) + line, changed), soft_wrap=True)
         case Item(title, tags, body, number):
             mark = f"{number}." if number is not None else "•"
             tagged = f"  [{', '.join(tags)}]" if tags else ""
