@@ -152,7 +152,7 @@ def _intent(name: str, raw: Mapping[str, Any]) -> Intent:
     spelled = tuple(Spelling(str(s["since"]), s["flag"], s.get("until")) for s in raw.get("spelled", ()))
     plain = (
         "title", "argument", "variable", "since", "until", "value", "command", "command_since", "command_before", "action", "undo", "price", "work_around",
-        "direction", "resets", "server_only",
+        "direction", "resets", "server_only", "rewrites",
     )  # fmt: skip
     return Intent(
         id=name,

@@ -171,6 +171,7 @@ class IntentEntry(Strict):
     by_default: list[ByDefaultEntry] = []
     resets: bool = False
     server_only: bool = False
+    rewrites: bool = False
 
     @model_validator(mode="after")
     def _does_something(self) -> IntentEntry:

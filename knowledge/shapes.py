@@ -143,7 +143,8 @@ class Intent:
     ``removes`` names arguments and variables to take away; ``conflicts`` arguments that contradict this one and are
     taken away with it; ``needs`` intents without which vLLM refuses this one; ``direction`` says that only a higher or
     lower value helps; ``resets`` that the value is the default and is only advised where something else was set;
-    ``server_only`` that ``LLM(...)`` has no such argument.
+    ``server_only`` that ``LLM(...)`` has no such argument;
+    ``rewrites`` that the start command is written again with only what the version takes.
     """
 
     id: str
@@ -168,6 +169,7 @@ class Intent:
     by_default: tuple[ByDefault, ...] = ()
     resets: bool = False
     server_only: bool = False
+    rewrites: bool = False
 
 
 @dataclass(frozen=True, slots=True)

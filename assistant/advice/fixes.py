@@ -66,6 +66,7 @@ class _Plan:
     flags: list[str]
     undo: list[str]
     to_fill: list[str]
+    shown: list[str]
     python: str | None = None
 
 
@@ -79,6 +80,7 @@ class _Writer:
         self.stated = version
         self.version = started.version or version
         self.set_aside: list[str] = []
+        self.done: list[tuple[str, ...]] = []
 
     def word(self, key: str, **places: object) -> str:
         return self.catalog.word(key, self.language, **places)
@@ -86,7 +88,7 @@ class _Writer:
     def advice(self, fix: Fix, cause: Cause) -> Advice | None:
         """One fix, or ``None`` where it is done already, undoes nothing, or cannot suffice."""
         intent = self.catalog.intents[fix.intent]
-        plan = _Plan([], [], [], [], [], [])
+        plan = _Plan([], [], [], [], [], [], [])
         number = self._value(fix.value if fix.value is not None else intent.value)
         title, command, lacking = intent.title[self.language], _command(intent, self.version), False
         written: Written | None = None
@@ -109,9 +111,15 @@ class _Writer:
             self._remove(intent.removes, plan)
             if not plan.changes and not plan.variables and self.started.seen and not intent.action:
                 return None
+        elif intent.rewrites and (self.started.left_out or self.started.renamed) and self.started.seen:
+            written = self._write(plan)
+            command = written.text if written is not None else None
         if lacking:
             title = self._lacking(intent, title)
         elif plan.changes or plan.variables:
+            if any(set(earlier) == set(plan.shown) for earlier in self.done):
+                return None  # an earlier fix makes these very changes
+            self.done.append(tuple(plan.shown))
             written = self._write(plan)
             command = written.text if written is not None else None
             key = "add-argument" if plan.changes and not self.started.seen else None
@@ -134,6 +142,7 @@ class _Writer:
             undo=undo or self._nothing_to_undo(intent, fix, lacking),
             work_around=intent.work_around,
             changed=written.changed if written is not None else (),
+            change=", ".join(plan.shown) if written is not None and self.started.seen else None,
             python=plan.python,
             effect=effect,
             notes=tuple(plan.notes),
@@ -196,10 +205,15 @@ class _Writer:
         plan.changes.append(change)
         if not change.remove:
             plan.flags.append(change.flag)
+        new = " ".join(v.written for v in change.values)
         if old is not None:
-            plan.undo.append(self.word("undo-restore", old=" ".join([old.name, *(v.written for v in old.values)])))
+            was = " ".join([old.name, *(v.written for v in old.values)])
+            plan.undo.append(self.word("undo-restore", old=was))
+            now = "∅" if change.remove else new if new and old.values else f"{change.flag} {new}".strip()
+            plan.shown.append(f"{was} → {now}")
         elif not change.remove:
-            plan.undo.append(self.word("undo-argument", flag=change.flag))
+            plan.undo.append(self.word("undo-remove" if self.started.seen else "undo-argument", flag=change.flag))
+            plan.shown.append(f"+ {change.flag} {new}".rstrip())
 
     def _with(self, intent: Intent, plan: _Plan) -> None:
         """Arguments without which this one is refused, where the server does not have them yet."""
@@ -211,7 +225,7 @@ class _Writer:
                 continue
             number = self._value(other.value)
             word = value_word(number.value) if number.value is not None else reference(_fill_name(known.python))
-            if word.literal is None:
+            if word.literal is None and known.kind != "bool":
                 plan.to_fill.append(_fill_name(known.python))
             self._push(Change(spelling.flag, known.python, () if known.kind == "bool" else (word,)), None, plan)
 
@@ -273,6 +287,7 @@ class _Writer:
 
     def _set_variable(self, name: str, value: Word, plan: _Plan) -> None:
         old = self._variable(name)
+        plan.shown.append(f"{name}={old[:80]} → {value.written}" if old is not None else f"+ {name}={value.written}")
         plan.variables.append(VariableChange(name, value))
         plan.to_fill += [text for kind, text in value.parts if kind == "variable"]
         if old is None:
@@ -288,6 +303,7 @@ class _Writer:
                 self._push(Change(given.name, name, remove=True), given, plan)
             if any(known == name for known, _ in self.started.variables):
                 plan.variables.append(VariableChange(name, None))
+                plan.shown.append(f"{name}={(self._variable(name) or '')[:80]} → ∅")
                 plan.undo.append(self.word("undo-restore", old=f"{name}={self._variable(name) or ''}"))
 
     # --- what to say
@@ -338,7 +354,10 @@ class _Writer:
         reasons: dict[str, list[str]] = {}
         for name, reason in self.started.left_out:
             reasons.setdefault(reason, []).append(name)
-        return [
+        renamed = [
+            self.word("renamed-flag", old=old, new=new, version=self.version) for old, new in self.started.renamed
+        ]
+        return renamed + [
             self.word(f"left-out-{reason}", names=", ".join(names), version=self.version)
             for reason, names in reasons.items()
         ]

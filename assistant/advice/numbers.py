@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from assistant.advice.started import Started
 from assistant.diagnosis.truth import Facts
+from knowledge.versions import parse
 from knowledge.vllm_tables import flag
 
 #: A KV cache block of the CUDA platforms holds this many tokens (vllm/config/cache.py, CacheConfig.block_size).
@@ -23,6 +24,8 @@ BLOCK_TOKENS = 16
 MOST_UTILIZATION = 0.97
 #: What vLLM runs at once where nobody set it (vllm/engine/arg_utils.py: 256 for servers before the tables say None).
 _SEQUENCES = 256
+#: The V1 engine always splits prefills; it is the only engine of `vllm serve` since 0.9 for what it supports.
+CHUNKED_SINCE = (0, 9, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ Calculation = Callable[[Facts, Started], Number]
 
 def _number(facts: Facts, name: str) -> float | None:
     value = facts.value(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
         return None
     return float(value)
 
@@ -221,25 +224,41 @@ def more_sequences(facts: Facts, started: Started) -> Number:
 
 
 def smaller_step(facts: Facts, started: Started) -> Number:
-    """Half of the tokens of a step, never below what one step of all sequences needs; 2048 where it is unknown."""
+    """Half of the tokens of a step, never below what one step of all sequences needs; 1024 where it is unknown."""
     now = current(facts, started, "max_num_batched_tokens")
     if now is None:
-        return Number("2048")
+        # Without chunked prefill one step must hold the longest prompt: no number without knowing that.
+        chunked = started.argument("enable_chunked_prefill") is not None
+        chunked = chunked or (parse(started.version) or CHUNKED_SINCE) >= CHUNKED_SINCE
+        return Number("1024") if chunked else UNKNOWN
     least = current(facts, started, "max_num_seqs") or _SEQUENCES
     half = int(max(now // 2, least))
     return Number(str(half), "number-half", {"now": f"{now:.0f}"}) if half < now else Number(enough=False)
 
 
 def larger_step(facts: Facts, started: Started) -> Number:
-    """Twice the tokens of a step; 8192 where it is unknown."""
+    """Twice the tokens of a step; 16384 where it is unknown."""
     now = current(facts, started, "max_num_batched_tokens")
-    return Number(str(int(2 * now)), "number-double", {"now": f"{now:.0f}"}) if now else Number("8192")
+    return Number(str(int(2 * now)), "number-double", {"now": f"{now:.0f}"}) if now and now > 0 else Number("16384")
+
+
+_DERIVED = re.compile(r"derived max_model_len \([\w.]{1,60}=(\d{1,9})\b")
 
 
 def derived_max_model_len(facts: Facts, started: Started) -> Number:
-    """Tokens: the longest context that the model's own config allows, as the log states it."""
-    longest = _number(facts, "engine.max_model_len")
-    return Number(str(int(longest))) if longest and longest > 0 else UNKNOWN
+    """Tokens: the longest context that the model's own config allows, as the refusal states it."""
+    for rows in facts.messages.values():
+        for item in rows:
+            found = _DERIVED.search(item.quote)
+            if found and int(found.group(1)) > 0:
+                return Number(found.group(1), "number-derived", {"tokens": f"{int(found.group(1)):,}"})
+    return UNKNOWN
+
+
+def tensor_as_pipeline(facts: Facts, started: Started) -> Number:
+    """As many pipeline stages as there were tensor parallel ranks: the same GPUs, without dividing heads."""
+    size = current(facts, started, "tensor_parallel_size")
+    return Number(str(int(size))) if size and 2 <= size <= 64 else UNKNOWN
 
 
 def offloaded_weights(facts: Facts, started: Started) -> Number:
@@ -303,6 +322,7 @@ NUMBERS: dict[str, Calculation] = {
     "smaller_step": smaller_step,
     "larger_step": larger_step,
     "derived_max_model_len": derived_max_model_len,
+    "tensor_as_pipeline": tensor_as_pipeline,
     "offloaded_weights": offloaded_weights,
     "asked_model_name": asked_model_name,
     "tool_parser_of_model": tool_parser_of_model,

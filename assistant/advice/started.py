@@ -12,7 +12,7 @@ from assistant.advice.docker import DOCKER_SWITCHES, DOCKER_VALUES, IMAGE
 from assistant.advice.words import Word, reference, split_at, split_words, text_word
 from assistant.diagnosis.truth import Facts
 from knowledge.versions import parse, release
-from knowledge.vllm_tables import Flag, examined, flag, flag_range, versions
+from knowledge.vllm_tables import Flag, examined, flag, flag_range, renames, versions
 
 Form = Literal["serve", "module", "docker", "compose", "kubernetes", "systemd", "python", "unknown"]
 #: Why something of the user's command does not come back in the corrected one; keys of sentences.yaml.
@@ -58,6 +58,7 @@ class Started:
     model: Word | None = None
     arguments: tuple[Argument, ...] = ()
     left_out: tuple[tuple[str, Reason], ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()  # (as the user wrote it, as this version calls it)
     model_by_flag: bool = False  # the user wrote --model, which an image's own entry point then takes too
     seen: bool = False
     assumed: bool = False  # the version follows from the arguments, nobody stated it
@@ -74,6 +75,7 @@ class _Reading:
     left_out: list[tuple[str, Reason]] = field(default_factory=list)
     model: Word | None = None
     model_by_flag: bool = False
+    renamed: list[tuple[str, str]] = field(default_factory=list)
 
     def take_model(self, word: Word, name: str) -> None:
         """The model, unless it cannot be written or was cut off where somebody shortened the line."""
@@ -175,6 +177,7 @@ def _of_command(words: list[Word], started: Started) -> Started:
         model_by_flag=reading.model_by_flag,
         arguments=tuple(reading.arguments),
         left_out=tuple(reading.left_out),
+        renamed=tuple(reading.renamed),
         seen=True,
     )
 
@@ -303,7 +306,7 @@ def _read_arguments(words: Sequence[Word], reading: _Reading) -> None:
             following: list[Word] = []
             while place + len(following) < len(words) and not _is_flag(words[place + len(following)]):
                 following.append(words[place + len(following)])
-            several = known is not None and known.kind == "list" and len(following) <= 4
+            several = (known is None or known.kind == "list") and len(following) <= 4
             values = following if several else following[:1]
             place += len(values)
         elif value is None and known is not None and known.takes_literal_bool and _is_boolean(words[place : place + 1]):
@@ -314,6 +317,11 @@ def _read_arguments(words: Sequence[Word], reading: _Reading) -> None:
 
 def _take(name: str, known: Flag | None, values: Sequence[Word], reading: _Reading) -> None:
     shown = name if re.fullmatch(r"--?[A-Za-z][\w.-]{0,80}", name) else "?"
+    new = _renamed(shown, reading.version) if known is None else None
+    if new is not None:
+        reading.renamed.append((shown, new))
+        name, known = new, flag(reading.version, new)
+        values = values or ([text_word("true")] if "." in new else [])
     if known is None or shown == "?":
         reading.leave(shown, "unknown-flag")
         return
@@ -329,6 +337,16 @@ def _take(name: str, known: Flag | None, values: Sequence[Word], reading: _Readi
         reading.arguments.append(Argument(name, known.python, tuple(values)))
     else:
         reading.leave(f"{name} {' '.join(v.written for v in values)}"[:60], "wrong-value")
+
+
+def _renamed(name: str, version: str) -> str | None:
+    """What this version calls an argument that it no longer knows, where the same value means the same."""
+    plain = name.replace("_", "-")
+    for row in renames():
+        same = re.split(r"[-_.]", row.old)[-1] == re.split(r"[-_.]", row.new)[-1]
+        if row.kind == "flag" and row.old == plain and same and not row.note and flag(version, row.new) is not None:
+            return row.new
+    return None
 
 
 def fits(known: Flag, values: Sequence[Word]) -> bool:
@@ -376,13 +394,14 @@ def _with_banner(stated: Mapping[str, Any], started: Started) -> Started:
         reading.model = started.model
     elif model_word is not None:
         reading.take_model(model_word, "model")
+    everything = any(value is None for value in stated.values())  # a Namespace, with what nobody set
     have = {a.python for a in reading.arguments} | {name.split()[0].lstrip("-").replace("-", "_") for name, _ in reading.left_out}  # fmt: skip
     for name, value in stated.items():
         if name in _NOT_ARGUMENTS or name in have or value is None:
             continue
         if started.form == "python" and name == "disable_log_stats":
             continue  # LLM() sets it itself
-        _take_stated(name, value, reading)
+        _take_stated(name, value, reading, everything)
     form: Form = started.form
     if form in ("unknown", "module") and not started.seen:
         form = "serve" if (parse(started.version) or SERVE_SINCE) >= SERVE_SINCE else "module"
@@ -399,7 +418,7 @@ def _with_banner(stated: Mapping[str, Any], started: Started) -> Started:
     )
 
 
-def _take_stated(name: str, value: object, reading: _Reading) -> None:
+def _take_stated(name: str, value: object, reading: _Reading, everything: bool) -> None:
     known = flag(reading.version, name)
     if known is None:
         reading.leave(name, "unknown-flag")
@@ -408,7 +427,7 @@ def _take_stated(name: str, value: object, reading: _Reading) -> None:
         if known.default_from is None:
             reading.leave(known.name, "unreadable")
         return
-    if is_default(known, value):
+    if value in ("", []) or (everything and is_default(known, value)):
         return
     if isinstance(value, bool) and known.kind == "bool":
         if value:

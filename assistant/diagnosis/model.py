@@ -62,6 +62,7 @@ class Advice:
     undo: str | None
     work_around: bool
     changed: tuple[str, ...] = ()  # pieces of the command that are new, for a face to mark
+    change: str | None = None  # what changes, as "--flag old → new"
     python: str | None = None  # the same argument as `LLM(...)` takes it
     effect: str | None = None  # what the numbers say the change does; also the beginning of ``expected``
     notes: tuple[str, ...] = ()  # what was left out, assumed, or is to be filled in

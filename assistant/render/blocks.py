@@ -152,8 +152,8 @@ def _fix(number: int, fix: Advice, catalog: Catalog, lang: Language, told: set[s
     body: list[Block] = [Text(fix.why)]
     if fix.command:
         body.append(Command(fix.command, fix.changed))
-        if fix.changed and len(fix.command) > 2 * sum(map(len, fix.changed)) + 40:
-            body.append(Text(word("label-changed", lang, pieces=", ".join(fix.changed))))
+        if fix.change:
+            body.append(Text(word("label-changed", lang, pieces=fix.change)))
     elif fix.flags:
         body.append(Text(word("label-choose-value", lang, flag=", ".join(fix.flags))))
     for note in fix.notes:

@@ -53,6 +53,11 @@ _ASSIGNED = re.compile(
     r"|ROCM|HIP|NVIDIA|XLA|UCX|MASTER|SAFETENSORS|XDG|TPU|DP|MKL|KMP|FI|NVSHMEM|MODELSCOPE|CC|CXX|HOME|TMPDIR|PATH"
     r"|(?:HTTPS?|NO|https?|no)_(?:PROXY|proxy))(?:_[A-Z0-9_]{1,60}|_proxy)?|HTTPS?_PROXY|NO_PROXY|https?_proxy)=(\"[^\"\n]{0,400}\"|'[^'\n]{0,400}'|[^\s\"']{0,400})"
 )
+#: A message that recommends a variable states nothing: "unhandled system error (run with NCCL_DEBUG=INFO for details)".
+_ADVISED = re.compile(
+    r"(?:run with|consider (?:passing|setting|using)|please (?:set|use)|try (?:setting|with)|env(?:ironment)? var(?:iable)?)\s+$",
+    re.IGNORECASE,
+)
 _YAML_NAME = re.compile(r"^[ \t]*-?[ \t]*name:[ \t]*[\"']?([A-Z][A-Z0-9_]{2,60})[\"']?[ \t]*$")
 _YAML_VALUE = re.compile(r"^[ \t]*value:[ \t]*[\"']?([^\"'\n]{0,400}?)[\"']?[ \t]*$")
 _YAML_PAIR = re.compile(
@@ -204,8 +209,9 @@ def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
         if served:
             _read_words(facts, _words(served.group(1)), origin, shown)
         if "=" in line:
-            for name, value in _ASSIGNED.findall(line)[:40]:
-                _variable(facts, name, value.strip("\"'"), origin, shown)
+            for pair in list(_ASSIGNED.finditer(line))[:40]:
+                if not _ADVISED.search(line, max(0, pair.start() - 40), pair.start()):
+                    _variable(facts, pair.group(1), pair.group(2).strip("\"'"), origin, shown)
     _read_yaml(facts, text, source)
     _read_calls(facts, text, source)
     own = [

@@ -42,6 +42,7 @@ _HINTS = (
     ("compose", re.compile(r"^[\w.-]{1,60}[-_]\d{1,3}[ \t]+\| |\bdocker[ -]compose (?:up|logs|run)\b", re.M)),
     ("systemd", re.compile(r"^\w{3} [ \d]\d [\d:]{8} [\w.-]+ vllm[\w@.-]*\[\d+\]: |\b(?:systemctl|journalctl) ", re.M)),
 )  # fmt: skip
+_CALL = re.compile(r"\bLLM\(\s*(?=[\"'\w])")
 _LORA = re.compile(r"LoRAModulePath\(name=('[^']{1,200}'), path=('[^']{1,400}')")
 _SECRET_OPTION = re.compile(
     r"(?i)((?:--(?:api[-_]key|hf[-_]token|[\w-]*(?:password|secret|token))[= ]+|\b[A-Z_]*(?:TOKEN|API_KEY|SECRET|PASSWORD)=)[\"']?)(?![\"']?\$)[^\s\"'$]{1,400}"
@@ -52,11 +53,11 @@ def read_launch(facts: Facts, lines: Sequence[tuple[int, str]], text: str, sourc
     """States the start command that ``text`` holds; ``lines`` are those of its lines that speak
     of vLLM, continued ones joined, with their numbers."""
     manifest = next(_manifests(text), None)
+    found: list[tuple[bool, int, str]] = []
     if manifest is not None:
         number, form, command = manifest
         _state(facts, command, form, Origin(source, number, None, None, number))
     else:
-        found: list[tuple[bool, int, str]] = []
         for number, line in lines[:20_000]:
             started = _plausible(line)
             if started:
@@ -64,6 +65,8 @@ def read_launch(facts: Facts, lines: Sequence[tuple[int, str]], text: str, sourc
         if found:
             _, number, command = min(found, key=lambda row: row[:2])
             _state(facts, command, None, Origin(source, number, None, None, number))
+    if manifest is None and not found:
+        _read_call(facts, text, source)
     head = text[:20_000]
     if "server.launch" not in facts:
         for form, rule in _HINTS:
@@ -130,8 +133,8 @@ def _manifests(text: str) -> Iterator[tuple[int, str, str]]:
                 yield place, "systemd", rest.lstrip("-@:+!")
             continue
         values, place, shell = _values(rest, lines, place, indent)
-        if shell is not None and _PROGRAM.search(shell):
-            yield place, "kubernetes" if in_kubernetes or name == "args" else "compose", shell
+        if shell is not None and (_PROGRAM.search(shell) or (shell.startswith("--") and "vllm" in text)):
+            yield place, "kubernetes" if in_kubernetes or name == "args" else "compose", shell[:LONGEST_COMMAND]
             return
         if values:
             began = began or place
@@ -201,6 +204,28 @@ def _unquoted(found: re.Match[str]) -> str:
     if single is not None:
         return single.replace("''", "'")
     return found.group(3).strip() if found.lastindex and found.lastindex >= 3 else ""
+
+
+def _read_call(facts: Facts, text: str, source: str) -> None:
+    """``llm = LLM("model", max_model_len=4096)`` in a script: its keywords, where they are literals."""
+    at = _CALL.search(text)
+    if at is None:
+        return
+    body = ",".join(_split(text[at.end() : at.end() + LONGEST_COMMAND]))
+    try:
+        call = ast.parse(f"f({body})", mode="eval").body
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return
+    if not isinstance(call, ast.Call):
+        return
+    values = {k.arg: _literal(ast.unparse(k.value)) for k in call.keywords[:_MOST_ARGUMENTS] if k.arg}
+    if call.args:
+        values.setdefault("model", _literal(ast.unparse(call.args[0])))
+    number = text.count("\n", 0, at.start()) + 1
+    origin = Origin(source, number, None, None, number)
+    kept = {name: "***" if _is_secret(name, value) else value for name, value in values.items()}
+    facts.state("server.arguments", redact(clean(json.dumps(kept, ensure_ascii=False))), origin, at.group(0), keep=True)
+    facts.state("server.launch", "python", origin, at.group(0), keep=True)
 
 
 def banner_arguments(text: str) -> dict[str, object]:

@@ -63,12 +63,8 @@ def check(command: str, canary: Path) -> None:
     assert len(command) <= 8000
     valid = subprocess.run(["bash", "-n"], input=command + "\n", text=True, capture_output=True, timeout=20)
     assert valid.returncode == 0, (command, valid.stderr)
-    for text in (command, broken(command, 60)):
-        assert (
-            subprocess.run(["bash", "-n"], input=text + "\n", text=True, capture_output=True, timeout=20).returncode
-            == 0
-        )
-        words = split_words(command)
+    words = split_words(command)
+    for text in sorted({command, broken(command, 60)}):
         # The same words, as bash splits and expands them; the program itself is never run.
         printed = subprocess.run(
             ["bash", "-c", f"printf '%s\\0' {text}"],
@@ -92,7 +88,7 @@ def test_hostile_values_stay_one_word_or_are_not_offered(
     fixes_of: Callable[..., tuple[Advice, ...]], tmp_path: Path
 ) -> None:
     canary = tmp_path / "canary"
-    offered = 0
+    offered: set[str] = set()
     for value in hostile(canary):
         for text, is_log in incidents(value):
             fixes = fixes_of(CAUSE, text, "0.10.2", log=is_log)
@@ -101,9 +97,10 @@ def test_hostile_values_stay_one_word_or_are_not_offered(
             if fix.command is None or fix.command.startswith("[Service]"):
                 assert fix.command is None or all(line.isprintable() for line in fix.command.split("\n"))
                 continue
-            offered += 1
-            check(fix.command, canary)
-    assert offered > 200
+            offered.add(fix.command)
+    assert len(offered) > 100
+    for command in offered:
+        check(command, canary)
 
 
 @pytest.mark.parametrize("seed", range(4))
