@@ -77,14 +77,16 @@ def write(started: Started, changes: Sequence[Change] = (), variables: Sequence[
     after = apply(started, changes, variables)
     new = {c.python for c in changes if not c.remove}
     names = {c.name for c in variables if c.value is not None}
+    # Where variables stand apart from the command, a change of them alone leaves the command out.
+    whole = bool(changes) or not names
     try:
         match started.form:
             case "compose" | "kubernetes":
-                written = _manifest(after, new, names)
+                written = _manifest(after, new, names, whole)
             case "systemd":
-                written = _unit(after, new, names)
+                written = _unit(after, new, names, whole)
             case "python":
-                written = _script(after, new, names)
+                written = _script(after, new, names, whole)
             case _:
                 written = _line(after, new, names)
     except ValueError:
@@ -182,7 +184,7 @@ def _shell(words: Sequence[Word]) -> str:
     return " ".join(w.shell() for w in words)
 
 
-def _manifest(started: Started, new: set[str], names: set[str]) -> Written:
+def _manifest(started: Started, new: set[str], names: set[str], whole: bool) -> Written:
     """``command``/``args`` and the variables of a container, as they stand in its manifest."""
     form: str = started.form
     place = "compose" if form == "compose" else "kubernetes"
@@ -197,7 +199,7 @@ def _manifest(started: Started, new: set[str], names: set[str]) -> Written:
             row = f"  {name}: {text}" if form == "compose" else f"  - {{name: {name}, value: {text}}}"
             lines.append(row)
             changed.append(row.strip())
-    if not started.seen and not new:
+    if not whole:
         return Written("\n".join(lines), tuple(changed))
     groups, unseen = _groups(started, new, own_entry=not started.program)
     if started.program and form == "kubernetes":
@@ -212,7 +214,7 @@ def _manifest(started: Started, new: set[str], names: set[str]) -> Written:
     return Written("\n".join(lines), tuple(changed), unseen)
 
 
-def _unit(started: Started, new: set[str], names: set[str]) -> Written:
+def _unit(started: Started, new: set[str], names: set[str], whole: bool) -> Written:
     """A drop-in for ``systemctl edit``: the empty assignment takes the old command away."""
     lines = ["[Service]"]
     changed: list[str] = []
@@ -222,7 +224,7 @@ def _unit(started: Started, new: set[str], names: set[str]) -> Written:
                 raise ValueError("a unit has no variables of a shell to refer to")
             lines.append(f"Environment={text_word(f'{name}={value.literal}').unit()}")
             changed.append(lines[-1])
-    if started.seen or new:
+    if whole:
         groups, unseen = _groups(started, new)
         pieces = [" ".join(w.unit() for w in words) for words, _ in groups]
         changed += [piece for piece, (_, is_new) in zip(pieces, groups, strict=True) if is_new]
@@ -231,7 +233,7 @@ def _unit(started: Started, new: set[str], names: set[str]) -> Written:
     return Written("\n".join(lines), tuple(changed))
 
 
-def _script(started: Started, new: set[str], names: set[str]) -> Written:
+def _script(started: Started, new: set[str], names: set[str], whole: bool) -> Written:
     """The call of ``LLM`` with its keyword arguments, and variables that must be there before the import."""
     lines: list[str] = []
     changed: list[str] = []
@@ -241,7 +243,7 @@ def _script(started: Started, new: set[str], names: set[str]) -> Written:
         for name, value in variables:
             lines.append(f"os.environ[{json.dumps(name)}] = {value.python()}  # before vllm is imported")
             changed.append(lines[-1])
-    if started.seen or new:
+    if whole:
         unseen = started.model is None
         rows = [f"model={(started.model or reference('MODEL')).python()},"]
         for argument in started.arguments:

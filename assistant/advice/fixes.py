@@ -209,8 +209,8 @@ class _Writer:
         if old is not None:
             was = " ".join([old.name, *(v.written for v in old.values)])
             plan.undo.append(self.word("undo-restore", old=was))
-            now = "∅" if change.remove else new if new and old.values else f"{change.flag} {new}".strip()
-            plan.shown.append(f"{was} → {now}")
+            now = new if new and old.values else f"{change.flag} {new}".strip()
+            plan.shown.append(f"− {was}" if change.remove else f"{was} → {now}")
         elif not change.remove:
             plan.undo.append(self.word("undo-remove" if self.started.seen else "undo-argument", flag=change.flag))
             plan.shown.append(f"+ {change.flag} {new}".rstrip())
@@ -303,7 +303,7 @@ class _Writer:
                 self._push(Change(given.name, name, remove=True), given, plan)
             if any(known == name for known, _ in self.started.variables):
                 plan.variables.append(VariableChange(name, None))
-                plan.shown.append(f"{name}={(self._variable(name) or '')[:80]} → ∅")
+                plan.shown.append(f"− {name}={(self._variable(name) or '')[:80]}")
                 plan.undo.append(self.word("undo-restore", old=f"{name}={self._variable(name) or ''}"))
 
     # --- what to say
@@ -338,9 +338,6 @@ class _Writer:
         if written.model_unseen:
             key = "arguments-unseen" if not started.arguments else "model-unseen"
             plan.notes.append(self.word(key))
-        removed = [c.flag for c in plan.changes if c.remove] + [v.name for v in plan.variables if v.value is None]
-        if removed:
-            plan.notes.append(self.word("removed-from-command", names=", ".join(removed)))
         fill = sorted(set(plan.to_fill))
         if fill:
             plan.notes.append(self.word("fill-in", names=", ".join(f"${name}" for name in fill)))

@@ -7,6 +7,8 @@ import re
 #: A word of a shell line: runs without blanks, with quoted parts taken whole.
 _WORD = re.compile(r"(?:[^\s'\"\\]|\\.|'[^']*'|\"(?:[^\"\\]|\\.)*\")+")
 _INDENT = "    "
+#: Options of `docker run` without a value.
+_ALONE = frozenset({"--rm", "-d", "-it", "-i", "-t", "--init", "--detach", "--interactive", "--tty", "--read-only"})
 
 
 def broken(text: str, width: int) -> str:
@@ -23,7 +25,7 @@ def broken(text: str, width: int) -> str:
     lines: list[str] = []
     line = ""
     for number, group in enumerate(_groups(words)):
-        if line and (len(line) + 1 + len(group) + 2 > width or (number and _begins_line(group))):
+        if line and (len(line) + 1 + len(group) + 2 > width or (number and _begins_line(group, line))):
             lines.append(line)
             line = group
         else:
@@ -32,7 +34,11 @@ def broken(text: str, width: int) -> str:
     return f" \\\n{_INDENT}".join(_filled(lines, width))
 
 
-def _begins_line(group: str) -> bool:
+def _begins_line(group: str, line: str) -> bool:
+    if not group.startswith("-"):
+        return line.startswith("-")
+    if group.startswith("-m "):
+        return False  # the module belongs to the program
     return group.startswith("--") or (group.startswith("-") and " " in group)
 
 
@@ -54,12 +60,17 @@ def _unquoted(word: str) -> str:
 
 
 def _groups(words: list[str]) -> list[str]:
-    """An option with the words that follow it up to the next option."""
+    """An option with the words that follow it up to the next option; the image of a container by itself."""
     groups: list[str] = []
+    options = len(words) > 1 and words[1] == "run"  # of `docker run`: one value each, then the image
     for word in words:
-        is_value = groups and groups[-1].startswith("-") and not word.startswith("-")
-        if is_value and " " not in _unquoted(groups[-1]):
+        behind_option = bool(groups) and groups[-1].startswith("-") and not word.startswith("-")
+        is_bare = (
+            bool(groups) and " " not in _unquoted(groups[-1]) and "=" not in groups[-1] and groups[-1] not in _ALONE
+        )
+        if behind_option and (is_bare or not options):
             groups[-1] += " " + word
         else:
+            options = options and not behind_option
             groups.append(word)
     return groups
