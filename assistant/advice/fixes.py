@@ -130,7 +130,7 @@ class _Writer:
         effect = self.word(number.says, **number.places) if number.says and not lacking else None
         if effect:
             expected = self._joined(effect, expected)
-        undo = intent.undo[self.language] if intent.undo else " ".join(plan.undo)
+        undo = intent.undo[self.language] if intent.undo else (" " if self.language == "en" else "").join(plan.undo)
         return Advice(
             title=title,
             why=self._joined(fix.why[self.language], intent.action[self.language] if intent.action else ""),

@@ -164,7 +164,7 @@ def _fix(number: int, fix: Advice, catalog: Catalog, lang: Language, told: set[s
         body.append(Text(fix.effect, "quiet"))
     if fix.trade_off:
         body.append(Text(f"{word('label-price', lang)}: {fix.trade_off}", "quiet"))
-    if fix.undo:
+    if fix.undo and fix.undo not in (word("undo-nothing", lang), word("undo-by-hand", lang)):
         body.append(Text(f"{word('label-undo', lang)}: {fix.undo}", "quiet"))
     return Item(fix.title, tuple(tags), tuple(body), number)
 
