@@ -29,25 +29,28 @@ def server(tmp_path: Path):
     }
     command = [sys.executable, "-m", "assistant.faces.cli.main", "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        address = re.search(r"http://\S+", line)
-        assert address, line
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            try:
-                with urllib.request.urlopen(address[0] + "/readyz", timeout=5) as answer:
-                    assert json.load(answer) == {"ready": True, "problems": []}
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
-        else:
-            process.kill()
-            pytest.fail("the server did not become ready")
         try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            address = re.search(r"http://\S+", line)
+            assert address, line
+            _until_ready(address[0])
             yield address[0], process
         finally:
             process.kill()
+
+
+def _until_ready(address: str) -> None:
+    until, last = time.monotonic() + 60, ""
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(address + "/readyz", timeout=5) as answer:
+                assert json.load(answer) == {"ready": True, "problems": []}
+            return
+        except (urllib.error.URLError, OSError) as error:
+            last = repr(error)
+            time.sleep(0.1)
+    pytest.fail(f"the server did not become ready: {last}")
 
 
 def fetch(address: str, *, data: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
