@@ -143,10 +143,11 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, incidents, kb, serve, sync
+    from assistant.faces.cli import admin, incidents, kb, memory, serve, sync
 
     incidents.mount(app)
     admin.mount(app)
+    memory.mount(app)
     serve.mount(app)
     sync.mount(app)
     app.add_typer(kb.app, name="kb", help="The knowledge base and its authors' tools.")
