@@ -172,7 +172,8 @@ def explained_blocks(found: Explained, catalog: Catalog, lang: Language) -> Iter
     if not found.parts:
         yield Text(word("memory-explain-nothing", lang), "unsure")
         return
-    yield Text(bar([(part.name, part.gib) for part in found.parts if part.inside]))
+    if found.total_gib is not None:
+        yield Text(bar([(part.name, part.gib) for part in found.parts if part.inside]))
     for part in found.parts:
         key = "memory-explain-line-estimate" if part.estimate_gib is not None else "memory-explain-line"
         values = {"estimate": gib(part.estimate_gib)} if part.estimate_gib is not None else {}
@@ -204,6 +205,8 @@ def explained_blocks(found: Explained, catalog: Catalog, lang: Language) -> Iter
         )
     if found.changes:
         yield Heading(word("memory-explain-heading-changes", lang))
+    elif found.total_gib is None:
+        yield Text(word("memory-explain-give-gpu", lang), "unsure")
     for change in found.changes:
         if change.tokens is None or change.concurrency is None:
             yield Text(

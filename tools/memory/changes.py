@@ -81,12 +81,18 @@ def _candidates(model: Model, server: Server, now: Estimate) -> Iterator[Change 
         yield _try(model, server, "fp8-kv-cache", kv_cache_dtype="fp8")
     if not server.enforce_eager:
         yield _try(model, server, "eager", enforce_eager=True)
-    larger = [n for n in divisors(model) if n > server.tensor_parallel_size and n <= 16]
-    yield _first(larger, lambda v: _try(model, server, "tensor-parallel", tensor_parallel_size=v))
+    yield _first(
+        divides_further(model, server), lambda v: _try(model, server, "tensor-parallel", tensor_parallel_size=v)
+    )
     if not server.quantization and not model.quantization and _has_fp8(server):
         yield _try(model, server, "fp8-weights", quantization="fp8 (online)")
     offload = [float(g) for g in (2, 4, 8, 16, 32, 64) if g < now.weights.value]
     yield _first(offload, lambda v: _try(model, server, "offload", cpu_offload_gb=v))
+
+
+def divides_further(model: Model, server: Server) -> list[int]:
+    """Larger tensor parallel sizes that vLLM accepts, up to 16."""
+    return [n for n in divisors(model, 16) if n > server.tensor_parallel_size]
 
 
 def _has_fp8(server: Server) -> bool:

@@ -28,7 +28,13 @@ _DTYPE_BYTES: Final = {
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used. The message says which field, what it holds and what was expected."""
+    """The configuration cannot be used. The message says which field, what it holds and what was expected.
+
+    What it quotes is somebody else's: characters that do not print are shown as ``?``, and it is cut at 1,200.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in message[:1200]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +268,9 @@ def dtype_bytes(name: str) -> int:
     """Bytes of one element. Raises :class:`ConfigError` for a type nobody knows."""
     found = _DTYPE_BYTES.get(name.removeprefix("torch.").lower())
     if found is None:
-        raise ConfigError(f"{name!r} is no data type of weights; expected one of {', '.join(sorted(_DTYPE_BYTES))}.")
+        raise ConfigError(
+            f"{_show(name)} is no data type of weights; expected one of {', '.join(sorted(_DTYPE_BYTES))}."
+        )
     return found
 
 

@@ -85,7 +85,7 @@ class Server:
             found.append(f"cpu_offload_gb is {self.cpu_offload_gb}; GiB from 0 to 16384 were expected.")
         if self.kv_cache_memory_bytes is not None and not 0 < self.kv_cache_memory_bytes < 2**50:
             found.append(f"kv_cache_memory_bytes is {self.kv_cache_memory_bytes}; bytes above 0 were expected.")
-        if self.tensor_parallel_size % self.decode_context_parallel_size:
+        if not found and self.tensor_parallel_size % self.decode_context_parallel_size:
             found.append(
                 f"decode_context_parallel_size {self.decode_context_parallel_size} does not divide tensor_parallel_size {self.tensor_parallel_size}."
             )
@@ -208,6 +208,8 @@ def _slope(layout: Layout) -> float:
 
 def _refuse(model: Model, server: Server) -> None:
     problems = server.problems()
+    if problems:
+        raise ConfigError(" ".join(problems))
     tp = server.tensor_parallel_size
     if model.heads and model.heads % tp:
         problems.append(

@@ -89,7 +89,7 @@ def explain(
     ``model`` counts before the log's; where it cannot be found, the log's figures alone are used, unless it was given
     by name: then :class:`ConfigError` is raised.
     """
-    given = _Given(values)
+    given = Stated(values)
     name = model or given.text("server.model")
     version = vllm_version or given.text("server.version")
     base, found, server = None, None, None
@@ -102,7 +102,7 @@ def explain(
                 raise
             not_known.append(str(error))
     if found is not None:
-        server = _server(given, found, gpu, version)
+        server = server_of(given, found, gpu, version)
         try:
             base = estimate(found.model, server)
         except ConfigError as error:
@@ -114,7 +114,7 @@ def explain(
     return result
 
 
-class _Given:
+class Stated:
     """Numbers and texts of a log by the names of observables."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ class _Given:
         return self.values.get(name) in (True, "True", "true")
 
 
-def _server(given: _Given, found: sources.Found, gpu: str | None, version: str | None) -> Server:
+def server_of(given: Stated, found: sources.Found, gpu: str | None, version: str | None) -> Server:
     total = given.number("memory.total_gib")
     quantization = given.text("argument.quantization") or found.quantization
     dtype = given.text("argument.dtype")
@@ -169,7 +169,7 @@ def _server(given: _Given, found: sources.Found, gpu: str | None, version: str |
     )
 
 
-def _measured(given: _Given, base: Estimate | None, name: str | None, version: str | None) -> Explained:
+def _measured(given: Stated, base: Estimate | None, name: str | None, version: str | None) -> Explained:
     total, share = (
         given.number("memory.total_gib"),
         given.number("memory.utilization", "argument.gpu_memory_utilization"),
@@ -235,7 +235,7 @@ def _round(value: float | None) -> float | None:
 
 
 def _changes(
-    given: _Given, result: Explained, found: sources.Found | None, server: Server | None, base: Estimate | None
+    given: Stated, result: Explained, found: sources.Found | None, server: Server | None, base: Estimate | None
 ) -> Iterator[Predicted]:
     """The usual changes, each alone."""
     available, total = result.available_gib or 0.0, result.total_gib or 0.0
@@ -277,7 +277,7 @@ def _changes(
 
 
 def _predicted(
-    flags: str, room: float, result: Explained, given: _Given, layout_of: Estimate | None, length: int | None = None
+    flags: str, room: float, result: Explained, given: Stated, layout_of: Estimate | None, length: int | None = None
 ) -> Predicted:
     room = max(0.0, room)
     length = length or result.max_model_len or (layout_of.max_model_len if layout_of else None)

@@ -7,7 +7,10 @@ headers of safetensors files are fetched, never weights.
 
 from __future__ import annotations
 
+import logging
+import queue
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,8 @@ from knowledge import known_models
 from tools.memory import architecture, safetensors
 from tools.memory.config import ConfigError, Model, read_file
 
+#: Longer than this nobody waits for a configuration of a few kilobytes.
+HUB_SECONDS = 20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
@@ -36,7 +41,7 @@ class Found:
 def find(name: str, *, may_ask_hub: bool = True, paths: bool = True) -> Found:
     """The model that a path or name means. Raises :class:`ConfigError`, :class:`UnreachableError` and ``OSError``."""
     path = Path(name).expanduser()
-    if paths and (path.exists() or name.endswith(".json") or name.startswith(("/", "./", "../", "~"))):
+    if paths and (_exists(path) or name.endswith(".json") or name.startswith(("/", "./", "../", "~"))):
         return _local(path, name)
     known = known_models.find(name)
     if known is not None:
@@ -56,8 +61,15 @@ def find(name: str, *, may_ask_hub: bool = True, paths: bool = True) -> Found:
     return _from_hub(name, hint)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
 def _local(path: Path, name: str) -> Found:
-    if not path.exists():
+    if not _exists(path):
         raise UnreachableError(f"{name}: there is no such file.")
     model = architecture.read(read_file(path))
     folder = path if path.is_dir() else path.parent
@@ -66,10 +78,38 @@ def _local(path: Path, name: str) -> Found:
 
 
 def _from_hub(name: str, hint: str) -> Found:
+    """Asks the hub in a thread of its own: its client tries again and again when nobody answers, and nobody waits that long."""
+    answers: queue.SimpleQueue[Found | Exception] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_ask_hub(name, hint))
+        except Exception as error:  # noqa: BLE001  (whatever the client raises belongs to the thread that waits)
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True, name="hub").start()
+    try:
+        answer = answers.get(timeout=HUB_SECONDS)
+    except queue.Empty:
+        raise UnreachableError(
+            f"The hub did not answer for {name} within {HUB_SECONDS} s.{hint} Give its config.json instead."
+        ) from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _ask_hub(name: str, hint: str) -> Found:
     import json
 
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # what it tells about its retries is said once, as a sentence, if they all fail
+    disable_progress_bars()
 
     try:
         raw = read_file(Path(hf_hub_download(name, "config.json", etag_timeout=10)))
