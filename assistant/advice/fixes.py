@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from assistant.advice.command import Change, VariableChange, Written, export, python_value, write
+from assistant.advice.estimated import value_of
 from assistant.advice.numbers import NUMBERS, Number, current
 from assistant.advice.started import Argument, Started, fits, is_default, read_started
 from assistant.advice.words import Word, reference, text_word, value_word
@@ -158,7 +159,14 @@ class _Writer:
         if value is None:
             return Number()
         calculation = NUMBERS.get(value)
-        return calculation(self.facts, self.started) if calculation is not None else Number(str(value))
+        if calculation is None:
+            return Number(str(value))
+        number = calculation(self.facts, self.started)
+        if number.enough and not number.says:  # the log's own figures decide where they do; a rule of thumb yields
+            advised = value_of(value, self.facts)
+            if advised is not None:
+                return Number(advised, "number-estimate")
+        return number
 
     def _set(self, intent: Intent, spelling: Spelling, known: Flag, number: Number, plan: _Plan) -> bool:
         """Adds the argument to the plan; false where it is there already or this version has no such value."""

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tools.memory import architecture, changes, sources
 from tools.memory.config import ConfigError, Model
@@ -17,29 +17,18 @@ from tools.registry import ActionError, action
 _Size = Annotated[int, Field(ge=1)]
 
 
-class MemoryInput(BaseModel):
-    """A model, a GPU and the server's arguments, spelled as vLLM spells them."""
+class Arguments(BaseModel):
+    """The less usual arguments of a server, by vLLM's names."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, max_length=200, description="name, such as Qwen/Qwen3-8B")
-    config: dict[str, Any] | None = Field(None, description="fields of config.json, instead of model")
-    ask_hub: bool = Field(False, description="ask the hub for a model not known here")
-    gpu: str | None = Field(None, max_length=80)
-    gpu_total_gib: float | None = Field(None, gt=0)
-    vllm_version: str | None = Field(None, max_length=40)
-    tensor_parallel_size: _Size = 1
     pipeline_parallel_size: _Size = 1
     data_parallel_size: _Size = 1
     enable_expert_parallel: bool = False
     decode_context_parallel_size: _Size = 1
-    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    max_model_len: _Size | None = None
     max_num_batched_tokens: _Size | None = None
     max_num_seqs: _Size | None = None
     dtype: str | None = Field(None, max_length=20)
-    quantization: str | None = Field(None, max_length=60)
-    kv_cache_dtype: str = Field("auto", max_length=40)
     block_size: _Size | None = None
     enforce_eager: bool = False
     enable_prefix_caching: bool | None = None
@@ -54,8 +43,27 @@ class MemoryInput(BaseModel):
     speculative_method: str | None = Field(None, max_length=40)
     speculative_model: str | None = Field(None, max_length=200)
     language_model_only: bool = False
-    offline: bool = Field(False, description="the LLM class instead of vllm serve")
+    offline: bool = False
     total_params: _Size | None = None
+
+
+class MemoryInput(BaseModel):
+    """A model, a GPU and the server's arguments, spelled as vLLM spells them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, max_length=200, description="name, such as Qwen/Qwen3-8B")
+    config: dict[str, Any] | None = Field(None, description="fields of config.json, instead of model")
+    gpu: str | None = Field(None, max_length=80)
+    gpu_total_gib: float | None = Field(None, gt=0)
+    vllm_version: str | None = Field(None, max_length=40)
+    tensor_parallel_size: _Size = 1
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    max_model_len: _Size | None = None
+    quantization: str | None = Field(None, max_length=60)
+    kv_cache_dtype: str = Field("auto", max_length=40)
+    arguments: dict[str, Any] = Field(default_factory=dict, description="other vLLM arguments, such as max_num_seqs")
+    ask_hub: bool = Field(False, description="ask the hub for a model not known here")
 
 
 class Range(BaseModel):
@@ -151,8 +159,9 @@ async def estimate_memory(given: MemoryInput) -> MemoryEstimate:
 def report(given: MemoryInput, *, paths: bool = False) -> MemoryEstimate:
     """The estimate as an answer; ``paths`` lets ``model`` be a local file. Raises :class:`ActionError`."""
     try:
-        found = _model(given, paths=paths)
-        server = server_of(given, found, paths=paths)
+        arguments = _arguments(given.arguments)
+        found = _model(given, arguments, paths=paths)
+        server = server_of(given, arguments, found, paths=paths)
         return answer(found, server, estimate(found.model, server))
     except ConfigError as error:
         raise ActionError(str(error)) from error
@@ -160,34 +169,41 @@ def report(given: MemoryInput, *, paths: bool = False) -> MemoryEstimate:
         raise ActionError(f"{given.model}: {error.strerror or error}.") from error
 
 
-def _model(given: MemoryInput, *, paths: bool) -> sources.Found:
+def _arguments(plain: dict[str, Any]) -> Arguments:
+    try:
+        return Arguments.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, message = str(first["loc"][0])[:60], str(first["msg"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Arguments.model_fields)
+            raise ConfigError(f"{name} is no argument that this estimate reads; these are: {known}.") from None
+        raise ConfigError(f"{name} is {str(first.get('input'))[:60]}: {message[:1].lower()}{message[1:]}.") from None
+
+
+def _model(given: MemoryInput, arguments: Arguments, *, paths: bool) -> sources.Found:
     if given.config is not None:
-        return sources.Found(architecture.read(given.config), given.model or "config", "file", given.total_params)
+        return sources.Found(architecture.read(given.config), given.model or "config", "file", arguments.total_params)
     if not given.model:
         raise ConfigError("Neither 'model' nor 'config' was given; name a model or give the fields of its config.json.")
     return sources.find(given.model, may_ask_hub=given.ask_hub, paths=paths)
 
 
-def server_of(given: MemoryInput, found: sources.Found, *, paths: bool = False) -> Server:
+def server_of(given: MemoryInput, arguments: Arguments, found: sources.Found, *, paths: bool = False) -> Server:
     """The arguments for the estimate, with the draft model looked up."""
-    plain = given.model_dump(
-        exclude={
-            "model",
-            "config",
-            "ask_hub",
-            "lora_target_modules",
-            "speculative_model",
-            "total_params",
-            "quantization",
-        }
-    )
+    usual = given.model_dump(exclude={"model", "config", "ask_hub", "arguments", "quantization"})
+    others = arguments.model_dump(exclude={"lora_target_modules", "speculative_model", "total_params"})
     draft: Model | None = None
-    if given.speculative_model:
-        draft = sources.find(given.speculative_model, may_ask_hub=given.ask_hub, paths=paths).model
+    if arguments.speculative_model:
+        draft = sources.find(arguments.speculative_model, may_ask_hub=given.ask_hub, paths=paths).model
     return Server(
-        **plain, lora_targets=tuple(given.lora_target_modules), draft_model=draft,
-        total_params=given.total_params or found.total_params, quantization=given.quantization or found.quantization,
-    )  # fmt: skip
+        **usual,
+        **others,
+        lora_targets=tuple(arguments.lora_target_modules),
+        draft_model=draft,
+        total_params=arguments.total_params or found.total_params,
+        quantization=given.quantization or found.quantization,
+    )
 
 
 def _range(figure: Figure | None, digits: int = 3) -> Range | None:

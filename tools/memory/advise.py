@@ -15,7 +15,7 @@ from tools.memory import sources
 from tools.memory.changes import divides_further
 from tools.memory.config import ConfigError, Model
 from tools.memory.estimate import Estimate, Server, estimate
-from tools.memory.explain import Stated, server_of
+from tools.memory.stated import Stated, server_of
 
 _SHARES = tuple(round(0.5 + i / 100, 2) for i in range(48))
 _STEPS = (16384, 8192, 4096, 2048, 1024, 512)

@@ -122,7 +122,9 @@ def _estimate(model: str, given: dict[str, Any]) -> MemoryEstimate:
     from tools.registry import ActionError
 
     try:
-        return report(MemoryInput(model=model, ask_hub=True, **given), paths=True)
+        usual = {name: value for name, value in given.items() if name in MemoryInput.model_fields}
+        others = {name: value for name, value in given.items() if name not in usual and value is not None}
+        return report(MemoryInput(model=model, ask_hub=True, arguments=others, **usual), paths=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")
