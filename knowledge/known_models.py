@@ -74,6 +74,27 @@ def find(name: str) -> KnownModel | None:
     return _index().get(short(name))
 
 
+_SHAPE: Final = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "moe_intermediate_size")
+
+
+@lru_cache(maxsize=1)
+def _by_shape() -> dict[tuple[Any, ...], list[KnownModel]]:
+    shapes: dict[tuple[Any, ...], list[KnownModel]] = {}
+    for model in all_models():
+        shapes.setdefault(tuple(model.config.get(name) for name in _SHAPE), []).append(model)
+    return shapes
+
+
+def shipped_quantization(config: Mapping[str, Any], method: str) -> Mapping[str, Any] | None:
+    """How a known checkpoint of this shape is quantized by its makers, if by this method; the model's name does not count."""
+    shape = tuple(config.get(name) for name in _SHAPE)
+    if not all(isinstance(value, (int, type(None))) for value in shape):
+        return None
+    found = [m.config["quantization_config"] for m in _by_shape().get(shape, ()) if "quantization_config" in m.config]
+    fitting = [q for q in found if str(q.get("quant_method")) in method.lower()]
+    return fitting[0] if len(fitting) == 1 else None
+
+
 #: Endings that name how a checkpoint is quantized, and what --quantization would say.
 _ENDINGS: Final[tuple[tuple[str, str], ...]] = (
     (r"gptq[-_]?int4|gptq", "gptq"), (r"gptq[-_]?int8", "gptq int8"), (r"awq([-_]?int4)?", "awq"),

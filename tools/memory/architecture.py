@@ -260,12 +260,12 @@ def _kinds(fields: Fields, architecture: str, layers: int) -> tuple[str, ...]:
     if named:
         if not all(isinstance(v, str) for v in named):
             raise ConfigError("layer_types holds something else than names of layer types.")
-        unknown = sorted({v for v in named if v not in _KIND})
+        unknown = sorted({v for v in named if _kind(v) is None})
         if unknown:
             raise ConfigError(f"layer_types names {unknown[0][:40]!r}; known are {', '.join(sorted(_KIND))}.")
         if len(named) < layers:
             raise ConfigError(f"layer_types names {len(named)} layers, num_hidden_layers says {layers}.")
-        kinds = tuple(_KIND[v] for v in named[:layers])
+        kinds = tuple(_kind(v) or "full" for v in named[:layers])
         return _without_window(fields, architecture, kinds)
     numbers = fields.get("attn_type_list")
     if isinstance(numbers, list) and len(numbers) >= layers:  # MiniMax Text 01: 1 is softmax attention
@@ -310,6 +310,18 @@ def _kinds(fields: Fields, architecture: str, layers: int) -> tuple[str, ...]:
         kinds = tuple("full" if (i + 1) % period == 0 else "window" for i in range(layers))
         return _without_window(fields, architecture, kinds)
     return _without_window(fields, architecture, ("window",) * layers)
+
+
+def _kind(name: str) -> str | None:
+    """The kind that a name of a layer type means; names that are new but tell their family are taken by it."""
+    if name in _KIND:
+        return _KIND[name]
+    low = name.lower()[:60]
+    if any(word in low for word in ("mamba", "linear", "recurrent", "delta", "ssm", "conv")):
+        return "mamba"
+    if "sliding" in low or "window" in low:
+        return "window"
+    return "full" if "attention" in low or "attn" in low else None
 
 
 def _window_given(fields: Fields) -> bool:
@@ -430,8 +442,13 @@ def _tied(fields: Fields, raw: Mapping[str, Any], architecture: str) -> bool:
 
 
 def _is_multimodal(architecture: str, raw: Mapping[str, Any]) -> bool:
+    # A decoder alone is called ForCausalLM; what conditions it is a tower, or an encoder that is counted by itself.
+    if architecture.endswith("ForConditionalGeneration") and not architecture.startswith(
+        ("Whisper", "Bart", "T5", "MBart")
+    ):
+        return True
     return any(k in raw for k in ("vision_config", "audio_config", "thinker_config")) or any(
-        part in architecture for part in ("VL", "Vl", "Omni", "Llava", "InternVL", "4v", "Audio", "Vision", "Pixtral", "Gemma3ForConditional", "Gemma4ForConditional", "Llama4", "MiniCPMV", "Molmo", "Idefics", "PaliGemma", "Phi3V", "Phi4MM")
+        part in architecture for part in ("VL", "Vl", "Omni", "Llava", "InternVL", "4v", "Audio", "Vision", "Pixtral", "Gemma3ForConditional", "Gemma4ForConditional", "Llama4", "MiniCPMV", "Molmo", "Idefics", "PaliGemma", "Phi3V", "Phi4MM", "Ultravox", "Ovis")
     )  # fmt: skip
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from tools.memory import architecture, releases
-from tools.memory.config import ConfigError, Fields, parse
+from knowledge import gpus, known_models
+from tools.memory import architecture, quantization
+from tools.memory.config import ConfigError, Fields, Model, parse
 from tools.memory.estimate import Server, estimate, lay_out, settle, weights_on
 from tools.memory.weights import GIB
 
@@ -42,6 +44,10 @@ def server_of(raw: Mapping[str, Any]) -> Server:
             given[name] = fields.flag(name)
     for name in _NUMBERS:
         given.update(_number(raw, name))
+    drafting = Fields(fields.part("speculative_config"))  # as --speculative-config takes it
+    if drafting.raw:
+        given.setdefault("num_speculative_tokens", drafting.whole("num_speculative_tokens", default=1, low=0, high=64))
+        given.setdefault("speculative_method", drafting.text("method")[:40] or None)
     return Server(**given)
 
 
@@ -70,7 +76,13 @@ def answer(raw: Mapping[str, Any]) -> dict[str, Any]:
     config = raw.get("config")
     if not isinstance(config, dict):
         raise ConfigError("The line has no 'config'; give the fields of the model's config.json as an object.")
-    model, server, ask = architecture.read(config), server_of(raw), raw.get("ask")
+    server, ask = server_of(raw), raw.get("ask")
+    if server.quantization and "quantization_config" not in config:
+        shipped = known_models.shipped_quantization(config, server.quantization)
+        config = {**config, "quantization_config": shipped} if shipped else config
+    model = architecture.read(config)
+    if ask in ("weights", "gib_for_tokens", "tokens_from_available"):
+        server = _without_what_does_not_matter(model, server, ask)
     setting = settle(model, server)
     if ask == "weights":
         held, _ = weights_on(model, server, setting, 0)  # the first process's line is the one that logs are quoted by
@@ -107,6 +119,18 @@ def answer(raw: Mapping[str, Any]) -> dict[str, Any]:
     return everything
 
 
+def _without_what_does_not_matter(model: Model, server: Server, ask: str) -> Server:
+    """A card nobody knows decides neither weights nor cache, and how weights are stored does not decide the cache."""
+    if server.gpu is not None and gpus.find(server.gpu) is None:
+        server = replace(server, gpu=None)
+    if ask != "weights":
+        try:
+            quantization.choose(server.quantization, model)
+        except ConfigError:
+            server = replace(server, quantization="none")
+    return server
+
+
 def _band(low: float, high: float) -> list[float]:
     return [round(max(0.0, low), 4), round(max(0.0, high), 4)]
 
@@ -116,4 +140,4 @@ def dumps(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False)
 
 
-__all__ = ["answer", "answer_line", "dumps", "releases", "server_of"]
+__all__ = ["answer", "answer_line", "dumps", "server_of"]

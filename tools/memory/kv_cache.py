@@ -279,8 +279,9 @@ def _group(specs: Sequence[Spec], asked: Asked, version: Version) -> tuple[tuple
     specs = list(specs)
     if version < (0, 9, 1, 0) or not asked.hybrid_manager or asked.decode_context > 1:
         specs = [replace(s, kind="full", reach=0) if s.kind in ("window", "chunked") else s for s in specs]
-    elif any(s.kind == "chunked" for s in specs) and version < (0, 11, 0, 0):
-        # Chunked layers switched the hybrid manager off (VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE).
+    elif any(s.kind == "chunked" for s in specs) and version < (0, 14, 0, 0):
+        # Chunked layers switched the hybrid manager off (VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE,
+        # which is on since 0.14.0).
         specs = [replace(s, kind="full", reach=0) if s.kind == "chunked" else s for s in specs]
     if len({(s.kind, s.reach) for s in specs}) == 1:
         first = specs[0]

@@ -29,8 +29,8 @@ class Scheme:
     zero_bits: int = 0
     block: int = 0
     roles: frozenset[Role] = _LINEAR
-    pad_rows: int = 1
-    pad_columns: int = 1
+    pad_inner: int = 1  # kernels round the inner size of an expert, and the hidden size, up to these
+    pad_hidden: int = 1
     head_bits: float = 0  # GGUF quantizes embedding and head too
 
     def sizes(self, tensor: Tensor, element: int) -> tuple[int, ...]:
@@ -42,11 +42,10 @@ class Scheme:
         if tensor.role not in self.roles or self.bits >= 16:
             return (tensor.elements * element,)
         rows, columns = tensor.rows, tensor.columns
-        if tensor.role == "expert" and self.pad_rows > 1:
-            rows, columns = (
-                cdiv(rows, self.pad_rows) * self.pad_rows,
-                cdiv(columns, self.pad_columns) * self.pad_columns,
-            )
+        if tensor.role == "expert" and self.pad_hidden > 1:
+            inner, hidden = (columns, rows) if tensor.is_down else (rows // 2, columns)
+            inner, hidden = _up(inner, self.pad_inner), _up(hidden, self.pad_hidden)
+            rows, columns = (hidden, inner) if tensor.is_down else (2 * inner, hidden)
         weight = int(rows * columns * self.bits / 8) * tensor.copies
         if self.block:
             scales = cdiv(rows, self.block) * cdiv(columns, self.block) * self.scale_bytes
@@ -55,6 +54,10 @@ class Scheme:
             groups = rows * cdiv(columns, self.group) * tensor.copies
             return weight, groups * self.scale_bytes, int(groups * self.zero_bits / 8)
         return weight, rows * self.scale_bytes * tensor.copies
+
+
+def _up(size: int, unit: int) -> int:
+    return cdiv(size, unit) * unit
 
 
 PLAIN: Final = Scheme("none")
@@ -154,9 +157,9 @@ def _from_text(text: str, model: Model, capability: float) -> Scheme:
         return Scheme("gguf", _GGUF_BITS["q4_k_m"], roles=_LINEAR, head_bits=6.56)
     if "mxfp4" in text or (text in ("modelopt", "quark") and model.architecture.startswith("GptOss")):
         # layers/quantization/mxfp4.py rounds the sizes up for its kernels: Marlin and the Blackwell ones do, Triton does not.
-        rows, columns = (256, 256) if 10 <= capability < 11 else (1, 1) if 9 <= capability < 10 else (128, 256)
+        inner, hidden = (256, 256) if 10 <= capability < 11 else (1, 1) if 9 <= capability < 10 else (128, 256)
         roles: frozenset[Role] = frozenset(("expert",)) if model.architecture.startswith("GptOss") else _LINEAR
-        return replace(_MXFP4, roles=roles, pad_rows=rows, pad_columns=columns)
+        return replace(_MXFP4, roles=roles, pad_inner=inner, pad_hidden=hidden)
     if "mxfp8" in text:
         return Scheme("mxfp8", 8, group=32, scale_bytes=1)
     if "nvfp4" in text or "fp4" in text:

@@ -31,6 +31,7 @@ class Tensor:
     columns: int
     copies: int = 1
     fixed_bytes: int = 0  # bytes per element where the model's type does not apply
+    is_down: bool = False  # the matrix of an expert that leads back to the hidden size
     split_columns: int = 1  # how many ways the inputs were cut, for scales of groups
 
     @property
@@ -177,7 +178,7 @@ def _feed_forward(model: Model, index: int, cut: Cut) -> Iterator[Tensor]:
     held = cdiv(model.experts, cut.experts)
     width = cdiv(model.expert_intermediate, cut.experts_slice)
     yield Tensor("expert", 2 * width if model.gated else width, hidden, held)
-    yield Tensor("expert", hidden, width, held, split_columns=cut.experts_slice)
+    yield Tensor("expert", hidden, width, held, is_down=True, split_columns=cut.experts_slice)
     yield Tensor("router", model.experts, hidden)
     if model.architecture.startswith("GptOss"):
         yield Tensor("norm", held, 2 * width + hidden)

@@ -47,3 +47,14 @@ def test_a_quantized_checkpoint_is_its_model_with_a_method() -> None:
     assert found is not None
     assert (found[0].model, found[1]) == ("Qwen/Qwen2.5-72B-Instruct", "awq")
     assert known_models.find_quantized("someone/Qwen2.5-72B-Instruct") is None
+
+
+def test_how_makers_quantize_is_known_by_shape_and_method() -> None:
+    thinking = known_models.find("moonshotai/Kimi-K2-Thinking")
+    assert thinking is not None
+    plain = {k: v for k, v in thinking.config.items() if k != "quantization_config"}
+    found = known_models.shipped_quantization(plain, "compressed-tensors int4")
+    assert found is not None and found["config_groups"]["group_0"]["weights"]["group_size"] == 32
+    assert known_models.shipped_quantization(plain, "awq") is None
+    assert known_models.shipped_quantization({**plain, "hidden_size": 7169}, "compressed-tensors") is None
+    assert known_models.shipped_quantization({**plain, "hidden_size": [1]}, "compressed-tensors") is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -254,3 +255,10 @@ def test_no_card_has_more_than_its_data_sheet_says() -> None:
         # The sheet's GB of HBM are 2**30 on most, 10**9 on some; nobody gets more than the number in GiB.
         assert 0.85 * card.nominal_gb <= card.total_gib <= card.nominal_gb
     assert gpus.find("nothing such") is None
+
+
+def test_the_documented_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "memory.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "docs/memory.md", "exec"), {})  # noqa: S102  (our own page)
+    assert capsys.readouterr().out.startswith("fits Figure(")
