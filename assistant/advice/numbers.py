@@ -42,6 +42,10 @@ UNKNOWN = Number()
 Calculation = Callable[[Facts, Started], Number]
 
 
+#: GiB in a log have two decimals.
+_ROUNDED_GIB = 0.005
+
+
 def _number(facts: Facts, name: str) -> float | None:
     value = facts.value(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:
@@ -95,8 +99,11 @@ def _fitting_tokens(facts: Facts) -> float | None:
     if stated is not None:
         return stated
     cache, longest = _cache(facts), _number(facts, "engine.max_model_len")
-    # Layers with a window make the need grow slower than the length: in proportion is the safe side.
-    return longest * cache[1] / cache[0] if cache and longest and 0 < cache[1] < cache[0] else None
+    if not cache or not longest or not 0 < cache[1] < cache[0]:
+        return None
+    # Layers with a window make the need grow slower than the length: in proportion is the safe side. So is the worse end
+    # of what two printed decimals can mean.
+    return longest * (cache[1] - _ROUNDED_GIB) / (cache[0] + _ROUNDED_GIB)
 
 
 def longest_context_that_fits(facts: Facts, started: Started) -> Number:
