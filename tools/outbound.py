@@ -14,7 +14,7 @@ import json as jsonlib
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
@@ -39,6 +39,10 @@ __all__ = [
 ]
 
 MAX_REDIRECTS = 3
+#: A compressed body is unpacked in pieces of at most this size.
+PIECE_BYTES = 256 * 1024
+#: What is called with each piece of a body that need not be kept as a whole.
+Take = Callable[[bytes], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +116,20 @@ class Outbound:
         for pool in pools:
             await pool.aclose()
 
-    async def get(self, url: str, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None) -> Reply:
-        """GET ``url``. Any status is a reply; raises :class:`OutboundError` when there is none."""
-        return await self.request("GET", url, headers=headers, limits=limits)
+    async def get(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        take: Take | None = None,
+    ) -> Reply:
+        """GET ``url``. Any status is a reply; raises :class:`OutboundError` when there is none.
+
+        With ``take`` the body of a 200 is handed over piece by piece (at most :data:`PIECE_BYTES` each) instead of
+        being kept, so that a large page costs no memory; the reply's own body is empty then.
+        """
+        return await self.request("GET", url, headers=headers, limits=limits, take=take)
 
     async def post(
         self, url: str, body: object, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None
@@ -130,6 +145,7 @@ class Outbound:
         body: object = None,
         headers: Mapping[str, str] | None = None,
         limits: Limits | None = None,
+        take: Take | None = None,
     ) -> Reply:
         """One request with its redirects. Raises :class:`OutboundError`; cancellation closes the connection."""
         limits = limits or self._limits
@@ -139,7 +155,7 @@ class Outbound:
         try:
             async with asyncio.timeout(limits.deadline_s):
                 for _ in range(MAX_REDIRECTS + 1):
-                    reply = await self._once(method, where, body, headers or {}, limits, progress, started)
+                    reply = await self._once(method, where, body, headers or {}, limits, progress, started, take)
                     target = reply.headers.get("location")
                     if reply.status not in (301, 302, 303, 307, 308) or target is None or method == "POST":
                         return reply
@@ -211,6 +227,7 @@ class Outbound:
         limits: Limits,
         progress: _Progress,
         started: float,
+        take: Take | None,
     ) -> Reply:
         import httpcore
 
@@ -231,20 +248,22 @@ class Outbound:
                 received = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
                 decode = _decoder(str(where), received.get("content-encoding", ""))
                 truncated = False
+                keep = take if take is not None and response.status == 200 else parts.append
                 async for chunk in response.aiter_stream():
                     progress.raw += len(chunk)
-                    room = limits.max_decompressed_bytes - progress.size
-                    piece = decode(chunk, room + 1)
-                    over_raw, over = progress.raw > limits.max_bytes, len(piece) > room
-                    progress.size += len(piece)
-                    if over_raw or over:
-                        limit = limits.max_bytes if over_raw else limits.max_decompressed_bytes
-                        if not limits.cut:
-                            raise OutboundError("size", f"{where} answered with more than {limit} bytes.")
+                    limit = limits.max_bytes if progress.raw > limits.max_bytes else 0
+                    for piece in decode(chunk):
+                        room = limits.max_decompressed_bytes - progress.size
+                        progress.size += len(piece)
+                        keep(piece[: max(room, 0)])
+                        if len(piece) > room:
+                            limit = limits.max_decompressed_bytes
+                            break
+                    if limit and not limits.cut:
+                        raise OutboundError("size", f"{where} answered with more than {limit} bytes.")
+                    if limit:
                         truncated = True
-                        parts.append(piece[: max(room, 0)])
                         break
-                    parts.append(piece)
                 address = self._connected.get((where.host, where.port), where.host)
                 return Reply(
                     str(where),
@@ -317,18 +336,25 @@ def _request_headers(
     return [(name.encode("ascii"), value.encode("utf-8")) for name, value in merged.items()], content
 
 
-def _decoder(where: str, encoding: str) -> Callable[[bytes, int], bytes]:
-    """A function (chunk, most bytes to return) that undoes ``encoding`` without ever holding more than asked for."""
+def _decoder(where: str, encoding: str) -> Callable[[bytes], Iterator[bytes]]:
+    """A function that undoes ``encoding``, in pieces: a small chunk may unpack to a thousand times its size."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
-        return lambda chunk, room: chunk
+        return lambda chunk: iter((chunk,))
     if encoding not in ("gzip", "x-gzip"):
         raise OutboundError("protocol", f"{where} answered with the encoding {encoding[:40]!r}; only gzip is taken.")
     inflate = zlib.decompressobj(wbits=31)
 
-    def decode(chunk: bytes, room: int) -> bytes:
+    def decode(chunk: bytes) -> Iterator[bytes]:
         try:
-            return inflate.decompress(chunk, max(room, 1))
+            while chunk:
+                piece = inflate.decompress(chunk, PIECE_BYTES)
+                chunk = inflate.unconsumed_tail
+                yield piece
+                if not piece and not chunk:
+                    return
+            while not inflate.eof and (piece := inflate.decompress(b"", PIECE_BYTES)):
+                yield piece  # what zlib still held back because the last piece was full
         except zlib.error as error:
             raise OutboundError("protocol", f"{where} answered with broken gzip: {error}.") from None
 

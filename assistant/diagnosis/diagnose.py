@@ -9,6 +9,7 @@ from typing import Any
 from assistant.advice.debugging import debug_settings
 from assistant.advice.fixes import advise, collect_first
 from assistant.advice.started import Started, read_started
+from assistant.diagnosis import measured
 from assistant.diagnosis.confidence import confidence, features, threshold
 from assistant.diagnosis.defects import defect_notes, raised
 from assistant.diagnosis.model import (
@@ -126,7 +127,7 @@ class _Answer:
             ruled_out=self._ruled_out(),
             path=walk(self.facts, self.catalog, self.language),
             next_steps=self._next_steps(verdict),
-            not_measured=self.case.reading.not_measured,
+            not_measured=tuple((what, self._why(why)) for what, why in self.case.reading.not_measured),
             notes=self._notes(verdict, leader),
             case=self.case,
         )
@@ -202,6 +203,9 @@ class _Answer:
 
     def _summary(self, verdict: Verdict, leader: Candidate | None, findings: Sequence[Finding]) -> str:
         word, lang = self.catalog.word, self.language
+        said = measured.summary(verdict, self.facts, self.catalog, lang)
+        if said is not None:
+            return said
         if verdict == "cause" and findings:
             others = [f.title for f in findings[1:] if f.relation == "also"]
             if others:
@@ -225,6 +229,10 @@ class _Answer:
         if unknown:
             return word("summary-unrecognised", lang, text=unknown[:200])
         return word("summary-unknown", lang)
+
+    def _why(self, why: str) -> str:
+        """A tool names why something was not measured by a word of its own, or says it in a sentence."""
+        return self.catalog.word(f"live-{why}", self.language) if why in ("not-a-number", "not-exported") else why
 
     def _loading(self) -> str:
         lang, stage = self.language, _text(self.facts.value("log.stage")) or "starting"
@@ -264,6 +272,7 @@ class _Answer:
         steps: list[NextStep] = []
         coverage = self.case.reading.coverage
         has_log = any(c.lines > 0 and (not c.pasted or self.facts.messages) for c in coverage)
+        steps.extend(measured.next_steps(verdict, self.facts, self.catalog, lang, self.case.target))
         if has_log and not any(c.from_start for c in coverage):
             steps.append(NextStep("collect-above", "collect", word("collect-above", lang)))
         elif not has_log:
@@ -297,6 +306,7 @@ class _Answer:
         settings = debug_settings(self.facts, self.started, self.catalog) if verdict == "cause" else ()
         if settings:
             notes.append(self.catalog.word("debug-on", self.language, names=", ".join(settings)))
+        notes.extend(measured.notes(verdict, self.facts, self.catalog, self.language))
         if verdict == "healthy" and leader is not None:
             notes.insert(0, leader.cause.explanation[self.language])
         return tuple(notes)

@@ -75,6 +75,8 @@ def gather_facts(case: Case, catalog: Catalog, concepts: frozenset[str]) -> Fact
     }
     words = "given" if facts.has_text else "none"
     facts.values["incident.words"] = Evidence("incident.words", "present", words, text_origin)
+    log = "given" if case.reading.coverage else "none"
+    facts.values["incident.log"] = Evidence("incident.log", "present", log, text_origin)
     stated: dict[str, set[str]] = {}
     for concept in sorted(concepts):
         for name, value in catalog.meanings.get(concept, {}).items():

@@ -135,7 +135,6 @@ QUANTITIES: Final[tuple[Quantity, ...]] = (
     _counter("drafts", "drafts", Spelling("spec_decode_num_drafts", "0.8.5")),
     # Trouble that has a counter of its own
     _counter("corrupted", "requests", Spelling("corrupted_requests", "0.11.1")),
-    _counter("tool_parser", "calls", Spelling("tool_call_parser_invocations", "0.24.0"), label="outcome"),
     _counter(
         "transfer_failures",
         "transfers",

@@ -139,13 +139,13 @@ def answer(
         diagnosis = engine.diagnose(case)
     if not reading or not diagnosis.looked_at and not text:
         fail("nothing could be read from what was given", 3)
-    incident = _save(diagnosis, text) if shown.save else None
+    incident = save(diagnosis, text) if shown.save else None
     show(diagnosis, known, shown, incident)
     if shown.exit_code:
         raise typer.Exit(EXIT[diagnosis.verdict])
 
 
-def _save(diagnosis: Diagnosis, question: str) -> str | None:
+def save(diagnosis: Diagnosis, question: str) -> str | None:
     """Keeps the incident; where that cannot be done, one line says why and the answer comes all the same."""
     from assistant.store.saving import save_incident
 

@@ -143,11 +143,12 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, incidents, kb, memory, serve, sync
+    from assistant.faces.cli import admin, incidents, kb, memory, metrics, serve, sync
 
     incidents.mount(app)
     admin.mount(app)
     memory.mount(app)
+    metrics.mount(app)
     serve.mount(app)
     sync.mount(app)
     app.add_typer(kb.app, name="kb", help="The knowledge base and its authors' tools.")

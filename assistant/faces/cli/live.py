@@ -1,0 +1,137 @@
+"""What `metrics` does once its options are read."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from assistant.diagnosis.diagnose import Engine
+from assistant.faces.cli import answering
+from assistant.faces.cli.options import fail
+from assistant.fleet.looking import diagnose_window, look_at_target
+from assistant.fleet.naming import TargetError, known_targets, policy_of, target_of
+from assistant.settings import Settings, SettingsError, load
+from assistant.targets import Target
+from tools.addresses import AddressError, Policy
+
+if TYPE_CHECKING:
+    from assistant.diagnosis.model import Diagnosis, Language
+    from tools.metrics.look import Report
+    from tools.metrics.window import ServerWindow
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The options of `metrics`."""
+
+    target: str | None
+    window_s: float
+    deadline_s: float
+    watch: bool = False
+    plot: Path | None = None
+    language: str | None = None
+    vllm_version: str | None = None
+    output: str = "text"
+    full: bool = False
+    path: bool = False
+    exit_code: bool = False
+    save: bool = False
+
+    @property
+    def shown(self) -> answering.Shown:
+        """How the answer is printed."""
+        return answering.Shown(self.output, self.full, self.path, self.exit_code, self.save)
+
+
+def run(wanted: Wanted) -> None:
+    """Looks, diagnoses, prints; ends with the exit status of the answer."""
+    settings, targets = _settings()
+    language: Language = "zh" if (wanted.language or settings.text("language")) == "zh" else "en"
+    if wanted.target is None:
+        from assistant.faces.cli import fleet
+
+        fleet.run(wanted, settings, targets, language)
+        return
+    target = named(wanted.target, targets)
+    policy = policy_of(settings, targets, target)
+    engine = Engine(answering.catalogue())
+    if wanted.watch:
+        from assistant.faces.cli import watching
+
+        watching.run(wanted, target, policy, engine, language)
+        return
+    window = look(target, policy, wanted, _progress(wanted))
+    diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version)
+    _refuse_if_not_asked(window)
+    show(diagnosis, window, engine, wanted)
+    if wanted.exit_code:
+        raise typer.Exit(answering.EXIT[diagnosis.verdict])
+
+
+def _settings() -> tuple[Settings, dict[str, Target]]:
+    try:
+        settings = load()
+        return settings, known_targets(settings)
+    except SettingsError as error:
+        fail("; ".join(error.problems))
+
+
+def named(given: str, targets: dict[str, Target]) -> Target:
+    """The target of this name or address, or the end with a sentence."""
+    try:
+        return target_of(given, targets)
+    except TargetError as error:
+        fail(str(error))
+
+
+def look(target: Target, policy: Policy, wanted: Wanted, report: Report | None = None) -> ServerWindow:
+    """One look over the window; ends with a sentence where the target cannot be used."""
+    try:
+        return asyncio.run(
+            look_at_target(target, policy, window_s=wanted.window_s, deadline_s=wanted.deadline_s, report=report)
+        )
+    except SettingsError as error:
+        fail("; ".join(error.problems))
+    except AddressError as error:
+        fail(str(error))
+
+
+def _refuse_if_not_asked(window: ServerWindow) -> None:
+    """An address that may not be connected to is bad input, and no finding about a server."""
+    if window.answer == "not-asked" and window.refused_address:
+        fail(window.detail)
+
+
+def show(diagnosis: Diagnosis, window: ServerWindow, engine: Engine, wanted: Wanted) -> None:
+    """Prints the answer, below it the figures for people, and draws them where that was asked for."""
+    incident = answering.save(diagnosis, wanted.target or "") if wanted.save else None
+    answering.show(diagnosis, engine.catalog, wanted.shown, incident)
+    if wanted.output == "text" and window.looks:
+        from assistant.faces.cli.figures import draw_figures
+
+        draw_figures(window, sys.stdout)
+    if wanted.plot is not None:
+        from assistant.render.figures import PlotError, save_plot
+
+        try:
+            save_plot(window, wanted.plot)
+        except (OSError, PlotError) as error:
+            fail(f"{wanted.plot} cannot be written: {error}", 3)
+
+
+def _progress(wanted: Wanted) -> Report | None:
+    """A line on standard error while the window lasts, on a terminal only."""
+    if wanted.output != "text" or not sys.stderr.isatty():
+        return None
+
+    def report(fraction: float | None, text: str) -> None:
+        end = "\r\x1b[K" if fraction == 1.0 else "\r"
+        share = "" if fraction is None else f" {fraction:.0%}"
+        print(f"\r\x1b[K{text}{share}", end=end, file=sys.stderr, flush=True)
+
+    return report
