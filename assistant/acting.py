@@ -6,7 +6,7 @@ All faces come through here, so that what a role may do does not depend on the d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from assistant.security import consent as consents
@@ -36,11 +36,14 @@ async def perform(
     audit: Audit | None = None,
     deadline_s: float | None = None,
     runbooks: str = "",
+    headers_for: Callable[[str], Mapping[str, str]] | None = None,
 ) -> BaseModel:
     """Run ``action`` now. Raises :class:`ForbiddenError` and what :meth:`Action.call` raises."""
     try:
         require(principal, action.name, action.effect)
-        context = Context(policy=policy, consent=consent, runbooks=runbooks, **({"report": report} if report else {}))
+        more: dict[str, Any] = {"report": report} if report else {}
+        more |= {"headers_for": headers_for} if headers_for else {}
+        context = Context(policy=policy, consent=consent, runbooks=runbooks, **more)
         result = await action.call(arguments, context, deadline_s=deadline_s)
     except (ForbiddenError, ConsentError):
         _note(audit, principal, face, action, "refused", arguments)
@@ -90,12 +93,15 @@ def enqueue(
     return job
 
 
-def carrier(policy: Policy, runbooks: str = "") -> Carry:
+def carrier(
+    policy: Policy, runbooks: str = "", headers_for: Callable[[str], Mapping[str, str]] | None = None
+) -> Carry:
     """What a :class:`~assistant.store.worker.Worker` needs to carry registered actions out."""
 
     async def carry(job: Job, report: Report) -> Any:
         consent = consents.from_json(job.consent) if job.consent else None
-        context = Context(report=report, policy=policy, consent=consent, runbooks=runbooks)
+        more: dict[str, Any] = {"headers_for": headers_for} if headers_for else {}
+        context = Context(report=report, policy=policy, consent=consent, runbooks=runbooks, **more)
         result = await registry.get(job.action).call(job.arguments, context)
         return result.model_dump(mode="json")
 

@@ -59,6 +59,10 @@ class DeadlineError(ActionError):
     """The action did not finish in time and was stopped."""
 
 
+def _no_headers(address: str) -> Mapping[str, str]:
+    return {}
+
+
 def _say_nothing(fraction: float | None, text: str) -> None:
     return None
 
@@ -87,12 +91,15 @@ class Context:
 
     ``report(fraction, text)`` takes 0.0 to 1.0, or None where the share is not known; it returns at once.
     ``runbooks`` is the folder of the site's own Markdown files, empty where there is none.
+    ``headers_for(address)`` gives the credentials that the settings hold for a server, as headers: they are no
+    argument of any action, so that no face, job or audit line ever carries them.
     """
 
     report: Report = _say_nothing
     policy: Policy = field(default_factory=Policy)
     consent: Consent | None = None
     runbooks: str = ""
+    headers_for: Callable[[str], Mapping[str, str]] = _no_headers
 
 
 @dataclass(frozen=True)

@@ -315,6 +315,24 @@ def tool_parser_of_model(facts: Facts, started: Started) -> Number:
     return UNKNOWN
 
 
+def sequences_for_the_queue(facts: Facts, started: Started) -> Number:
+    """Requests: everything on a live server that runs or waits now, as far as the KV cache holds it."""
+    from assistant.diagnosis import measured
+
+    if not measured.is_measured(facts):
+        return more_sequences(facts, started)
+    wanted = measured.sequences_for_the_queue(facts)
+    return Number(str(wanted)) if wanted is not None else UNKNOWN
+
+
+def sequences_without_preemption(facts: Facts, started: Started) -> Number:
+    """Requests that the KV cache of a live server holds at once, with a tenth of it to spare."""
+    from assistant.diagnosis import measured
+
+    fit = measured.sequences_that_fit(facts) if measured.is_measured(facts) else None
+    return Number(str(fit)) if fit is not None else fewer_sequences(facts, started)
+
+
 NUMBERS: dict[str, Calculation] = {
     "longest_context_that_fits": longest_context_that_fits,
     "utilization_that_fits": utilization_that_fits,
@@ -333,4 +351,6 @@ NUMBERS: dict[str, Calculation] = {
     "offloaded_weights": offloaded_weights,
     "asked_model_name": asked_model_name,
     "tool_parser_of_model": tool_parser_of_model,
+    "sequences_for_the_queue": sequences_for_the_queue,
+    "sequences_without_preemption": sequences_without_preemption,
 }

@@ -100,7 +100,7 @@ def notes(verdict: Verdict, facts: Facts, catalog: Catalog, language: Language) 
     usage = facts.value("metrics.kv_percent")
     if verdict == "healthy" and isinstance(usage, float) and usage >= NEARLY_FULL_PERCENT:
         found.append(catalog.word("live-nearly-full", language, percent=_short(usage)))
-    if (facts.value("metrics.waiting") or 0) > 0:
+    if (facts.value("metrics.waiting") or 0) > 0 and facts.value("metrics.activity") == "moving":
         found.extend(_capacity(facts, catalog, language))
     return tuple(found)
 
@@ -114,6 +114,19 @@ def sequences_that_fit(facts: Facts) -> int | None:
     if tokens and length:
         return max(1, math.floor(tokens * PLANNED_SHARE / length))
     return None
+
+
+def sequences_for_the_queue(facts: Facts) -> int | None:
+    """A ``max_num_seqs`` that lets everybody run who runs or waits now, where the cache has room for it.
+
+    Up to the next multiple of 8, as the sizes of captured graphs go. None where the cache is the limit already.
+    """
+    running, waiting = _number(facts, "metrics.running"), _number(facts, "metrics.waiting")
+    usage, fit = _number(facts, "metrics.kv_percent"), sequences_that_fit(facts)
+    if not running or not waiting or fit is None or usage is None or usage >= 80 or fit <= running:
+        return None
+    up = math.ceil((running + waiting) / 8) * 8
+    return up if up <= fit else fit
 
 
 def request_tokens(facts: Facts) -> float | None:
@@ -148,41 +161,25 @@ def _capacity(facts: Facts, catalog: Catalog, language: Language) -> Iterator[st
             requests=_short(max(1, math.floor(tokens / length))),
         )
     fit, usage = sequences_that_fit(facts), _number(facts, "metrics.kv_percent")
-    if running and waiting and fit and usage is not None and usage < 80 and fit > running:
-        wanted = min(fit, round(running + waiting))
+    wanted = sequences_for_the_queue(facts)
+    if wanted is not None:
         yield catalog.word(
             "live-more-sequences",
             language,
-            running=_short(round(running)),
+            running=_short(round(running or 0)),
             percent=_short(usage),
             fit=_short(fit),
-            wanted=_short(_rounded(wanted, fit)),
+            wanted=wanted,
         )
     replicas = replicas_needed(facts)
-    if (
-        replicas is not None
-        and replicas > 1
-        and waiting
-        and (usage is None or usage >= 80 or (fit or 0) < running_and(running, waiting))
-    ):
+    if replicas is not None and replicas > 1 and (wanted is None or wanted < (running or 0) + (waiting or 0)):
         yield catalog.word(
             "live-replicas",
             language,
             running=_short(round(running or 0)),
-            waiting=_short(round(waiting)),
+            waiting=_short(round(waiting or 0)),
             replicas=replicas,
         )
-
-
-def running_and(running: float | None, waiting: float) -> float:
-    """All requests that want to run."""
-    return (running or 0.0) + waiting
-
-
-def _rounded(wanted: int, most: int) -> int:
-    """Up to the next multiple of 8, as graph sizes go, unless that is more than fits."""
-    up = math.ceil(wanted / 8) * 8
-    return up if up <= most else max(1, most)
 
 
 def next_steps(

@@ -37,8 +37,29 @@ class Looked:
         """The worst first: causes by severity, then what could not be told, then the healthy."""
         first = self.diagnosis.causes[0] if self.diagnosis.causes else None
         severity = _SEVERITY.get(first.severity, 3) if first is not None and self.diagnosis.verdict == "cause" else 3
+        if self.window.answer in ("refused", "silent"):
+            severity = 0  # nobody is served there, whatever the reason
         waiting = sum(engine.last("waiting") or 0.0 for engine in self.window.engines)
         return (_RANK[self.diagnosis.verdict], severity, -waiting, self.target.name)
+
+    @property
+    def figures(self) -> str:
+        """The levels in one line, by the names that vLLM exports."""
+        engines = self.window.engines
+        parts = []
+        for key, name in (("running", "running"), ("waiting", "waiting")):
+            values = [value for engine in engines if (value := engine.last(key)) is not None]
+            if values:
+                parts.append(f"{name} {sum(values):g}")
+        usage = [value for engine in engines if (value := engine.last("kv_usage")) is not None]
+        if usage:
+            parts.append(f"kv {max(usage):.0%}")
+        if self.window.seconds > 0 and engines:
+            made = sum(engine.increases.get("generation_tokens", 0.0) for engine in engines)
+            parts.append(f"{made / self.window.seconds:.0f} tok/s")
+        if not engines:
+            parts.append(self.window.detail)
+        return "  ".join(parts)
 
 
 async def look_at_target(

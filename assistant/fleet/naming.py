@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from assistant.settings import Settings, SettingsError
@@ -52,6 +52,20 @@ def policy_of(settings: Settings, targets: Mapping[str, Target], target: Target 
     """What may be connected to: the configured servers and this one."""
     extra: tuple[Allowance, ...] = target.allowances() if target is not None and target.name not in targets else ()
     return policy_for(settings, targets, *extra)
+
+
+def headers_of(targets: Mapping[str, Target]) -> Callable[[str], Mapping[str, str]]:
+    """For ``Context.headers_for``: the credential of the configured server at an address, and of no other."""
+
+    def headers_for(address: str) -> Mapping[str, str]:
+        where = base_of(address)
+        for target in targets.values():
+            known = base_of(target.address)
+            if (known.scheme, known.host, known.port) == (where.scheme, where.host, where.port):
+                return _bearer(target.api_key)
+        return {}
+
+    return headers_for
 
 
 def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int = LOOKS, confirm: bool = True) -> Look:

@@ -127,6 +127,7 @@ class _Facts:
             measured = "partly"
         self.state("metrics.window", measured)
         if window.answer == "vllm":
+            self.state("incident.phase", "serving")  # the page exists once the server has come up
             self.state("metrics.seconds", round(window.seconds, 1))
             self.state("metrics.cut", "yes" if window.cut else "no")
             self.state("metrics.restarted", "yes" if any(e.restarted for e in window.engines) else "no")

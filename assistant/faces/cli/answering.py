@@ -107,6 +107,7 @@ def answer(
     since: datetime | None = None,
     until: datetime | None = None,
     compare: Path | None = None,
+    target: str | None = None,
 ) -> None:
     """Reads, diagnoses and prints one incident, then ends with its exit status."""
     known = catalogue()
@@ -126,6 +127,10 @@ def answer(
         fail(str(error))
     except OSError as error:
         fail(f"{error.filename or 'the log'} cannot be read: {error.strerror or error}", 3)
+    if target is not None:
+        from assistant.faces.cli.live import with_target
+
+        case = with_target(case, target, deadline_s)
     engine = Engine(known)
     if compare is not None:
         from assistant.diagnosis.compare import compare_logs
@@ -137,7 +142,7 @@ def answer(
         diagnosis = replace(diagnosis, notes=(*diagnosis.notes, *notes))
     else:
         diagnosis = engine.diagnose(case)
-    if not reading or not diagnosis.looked_at and not text:
+    if target is None and (not reading or not diagnosis.looked_at and not text):
         fail("nothing could be read from what was given", 3)
     incident = save(diagnosis, text) if shown.save else None
     show(diagnosis, known, shown, incident)

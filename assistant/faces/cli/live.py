@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,13 @@ from assistant.targets import Target
 from tools.addresses import AddressError, Policy
 
 if TYPE_CHECKING:
-    from assistant.diagnosis.model import Diagnosis, Language
+    from assistant.diagnosis.model import Case, Diagnosis, Language
     from tools.metrics.look import Report
     from tools.metrics.window import ServerWindow
+
+
+#: Seconds that `ask --target` watches.
+WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,17 @@ def look(target: Target, policy: Policy, wanted: Wanted, report: Report | None =
         fail("; ".join(error.problems))
     except AddressError as error:
         fail(str(error))
+
+
+def with_target(case: Case, given: str, deadline_s: float) -> Case:
+    """The case with what a live server shows beside it, for `ask --target`."""
+    from tools.metrics.facts import evidence_of
+
+    settings, targets = _settings()
+    target = named(given, targets)
+    window = look(target, policy_of(settings, targets, target), Wanted(given, WINDOW_S, deadline_s))
+    _refuse_if_not_asked(window)
+    return replace(case, reading=case.reading + evidence_of(window), target=target.name)
 
 
 def _refuse_if_not_asked(window: ServerWindow) -> None:

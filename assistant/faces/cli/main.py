@@ -56,6 +56,9 @@ def ask(
     log: Annotated[
         list[Path] | None, typer.Option("--log", help="a log file of the incident; may be given again")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="a live server beside it: its address, or a name of the targets file")
+    ] = None,
     lang: LangOption = None,
     vllm_version: VersionOption = None,
     answer: AnswerOption = None,
@@ -69,10 +72,13 @@ def ask(
     """Diagnose from words, logs, or both."""
     from assistant.faces.cli import answering
 
-    if text == "-" or (text is None and not log and not sys.stdin.isatty()):
+    if text == "-" or (text is None and not log and target is None and not sys.stdin.isatty()):
         text = sys.stdin.read(answering.MOST_TEXT)
-    if not (text and text.strip()) and not log:
-        fail('nothing was given. Say what you see: vllm-diagnose ask "it hangs at start", or give --log FILE.')
+    if not (text and text.strip()) and not log and target is None:
+        fail(
+            'nothing was given. Say what you see: vllm-diagnose ask "it hangs at start", or give --log FILE or '
+            "--target ADDRESS."
+        )
     answering.answer(
         text=text or "",
         paths=log or [],
@@ -81,6 +87,7 @@ def ask(
         answers=answering.parse_answers(answer or []),
         shown=answering.Shown(output.value, full, path, exit_code, save),
         deadline_s=deadline,
+        target=target,
     )
 
 
