@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,14 @@ import typer
 from assistant import __version__
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import log_inputs, read_case
-from assistant.diagnosis.model import Diagnosis, Language
+from assistant.diagnosis.model import Language
 from assistant.faces.cli.options import fail
-from assistant.render.blocks import diagnosis_blocks
-from knowledge.catalog import Catalog, load
+from assistant.faces.cli.showing import EXIT as EXIT
+from assistant.faces.cli.showing import Shown as Shown
+from assistant.faces.cli.showing import catalogue as catalogue
+from assistant.faces.cli.showing import save as save
+from assistant.faces.cli.showing import show as show
+from knowledge.catalog import Catalog
 from tools.logs import LogInput, ReadOptions
 
 #: A question on standard input is read up to this many characters; logs have no such limit.
@@ -28,28 +32,6 @@ MOST_TEXT = 4_000_000
 MOST_LINE = 16_000_000
 #: From this size on, reading shows its progress on a terminal.
 _PROGRESS_BYTES = 64 << 20
-EXIT = {"healthy": 0, "cause": 1, "unknown": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """How the person wants the answer."""
-
-    output: str
-    full: bool = False
-    path: bool = False
-    exit_code: bool = False
-    save: bool = False
-
-
-def catalogue() -> Catalog:
-    """The knowledge, or one sentence on why there is none."""
-    from knowledge.errors import KnowledgeError
-
-    try:
-        return load()
-    except (KnowledgeError, OSError, ValueError, KeyError) as error:
-        fail(f"the knowledge base cannot be used: {error}", 3)
 
 
 def parse_answers(given: Sequence[str]) -> dict[str, str]:
@@ -150,16 +132,6 @@ def answer(
         raise typer.Exit(EXIT[diagnosis.verdict])
 
 
-def save(diagnosis: Diagnosis, question: str) -> str | None:
-    """Keeps the incident; where that cannot be done, one line says why and the answer comes all the same."""
-    from assistant.store.saving import save_incident
-
-    evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
-    saved = save_incident(diagnosis.to_json(engine=__version__), evidence, question=question, saved_by="command line")
-    print(f"saved as {saved.incident_id}" if saved.incident_id else f"vllm-diagnose: {saved.why}", file=sys.stderr)
-    return saved.incident_id
-
-
 def _read_one(known: Catalog, path: Path, deadline_s: float) -> Any:
     try:
         return read_case(known, logs=_open_inputs([path]), options=ReadOptions(deadline_s=deadline_s))[0]
@@ -189,23 +161,6 @@ def _progress(inputs: Sequence[LogInput]) -> Callable[[int, int | None], None] |
         print(f"\r\x1b[Kreading {done >> 20} MiB {share}", end=end, file=sys.stderr, flush=True)
 
     return report
-
-
-def show(diagnosis: Diagnosis, known: Catalog, shown: Shown, incident: str | None = None, revision: int = 1) -> None:
-    """Prints a diagnosis in the asked form."""
-    if shown.output == "json":
-        body = diagnosis.to_json(engine=__version__, full=shown.full, incident=incident, revision=revision)
-        print(json.dumps(body, ensure_ascii=False, indent=2))
-        return
-    blocks = list(diagnosis_blocks(diagnosis, known, show_path=shown.path))
-    if shown.output == "markdown":
-        from assistant.render.markdown import to_markdown
-
-        print(to_markdown(blocks), end="")
-        return
-    from assistant.faces.cli.terminal import draw
-
-    draw(blocks)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,7 +11,7 @@ import typer
 
 from assistant import __version__
 from assistant.diagnosis.diagnose import Engine
-from assistant.faces.cli import answering
+from assistant.faces.cli import showing
 from assistant.faces.cli.options import fail
 from assistant.fleet.looking import Looked, look_at_all
 from assistant.fleet.naming import policy_of
@@ -31,7 +31,7 @@ def run(wanted: Wanted, settings: Settings, targets: dict[str, Target], language
         fail("--all needs a targets file; name it with the setting targets_file (VLLM_DIAGNOSE_TARGETS_FILE)")
     if wanted.plot is not None or wanted.watch:
         fail("--all goes with neither --plot nor --watch; name one target for these")
-    engine = Engine(answering.catalogue())
+    engine = Engine(showing.catalogue())
     found = sorted(asyncio.run(_all(wanted, settings, targets, engine, language)), key=lambda one: one.rank)
     odd = outliers(found)
     if wanted.output == "json":
@@ -39,7 +39,7 @@ def run(wanted: Wanted, settings: Settings, targets: dict[str, Target], language
     else:
         _print_rows(found, odd, engine.catalog, language)
     if wanted.exit_code:
-        raise typer.Exit(answering.EXIT[found[0].diagnosis.verdict])
+        raise typer.Exit(showing.EXIT[found[0].diagnosis.verdict])
 
 
 async def _all(
@@ -73,7 +73,7 @@ def _print_json(found: list[Looked], odd: dict[str, list[str]], wanted: Wanted) 
         }
         for one in found
     ]
-    counts = {verdict: sum(1 for one in found if one.diagnosis.verdict == verdict) for verdict in answering.EXIT}
+    counts = {verdict: sum(1 for one in found if one.diagnosis.verdict == verdict) for verdict in showing.EXIT}
     print(json.dumps({"schema": 1, "counts": counts, "targets": rows}, ensure_ascii=False, indent=2))
 
 
@@ -102,6 +102,6 @@ def _print_rows(found: list[Looked], odd: dict[str, list[str]], catalog: Catalog
         for sentence in odd.get(one.target.name, []):
             text = catalog.word("fleet-outlier", language, figures=sentence)
             console.print(Text(f"{'':{wide}}  {text}", style="yellow"), soft_wrap=True)
-    counts = {v: str(sum(1 for one in found if one.diagnosis.verdict == v)) for v in answering.EXIT}
+    counts = {v: str(sum(1 for one in found if one.diagnosis.verdict == v)) for v in showing.EXIT}
     console.print()
     console.print(Text(catalog.word("fleet-counts", language, total=len(found), **counts)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from assistant.diagnosis.diagnose import Engine
-from assistant.faces.cli import answering
+from assistant.faces.cli import showing
 from assistant.faces.cli.options import fail
 from assistant.fleet.looking import diagnose_window, look_at_target
 from assistant.fleet.naming import TargetError, known_targets, policy_of, target_of
@@ -47,9 +47,9 @@ class Wanted:
     save: bool = False
 
     @property
-    def shown(self) -> answering.Shown:
+    def shown(self) -> showing.Shown:
         """How the answer is printed."""
-        return answering.Shown(self.output, self.full, self.path, self.exit_code, self.save)
+        return showing.Shown(self.output, self.full, self.path, self.exit_code, self.save)
 
 
 def run(wanted: Wanted) -> None:
@@ -63,7 +63,7 @@ def run(wanted: Wanted) -> None:
         return
     target = named(wanted.target, targets)
     policy = policy_of(settings, targets, target)
-    engine = Engine(answering.catalogue())
+    engine = Engine(showing.catalogue())
     if wanted.watch:
         from assistant.faces.cli import watching
 
@@ -74,7 +74,7 @@ def run(wanted: Wanted) -> None:
     _refuse_if_not_asked(window)
     show(diagnosis, window, engine, wanted)
     if wanted.exit_code:
-        raise typer.Exit(answering.EXIT[diagnosis.verdict])
+        raise typer.Exit(showing.EXIT[diagnosis.verdict])
 
 
 def _settings() -> tuple[Settings, dict[str, Target]]:
@@ -124,8 +124,8 @@ def _refuse_if_not_asked(window: ServerWindow) -> None:
 
 def show(diagnosis: Diagnosis, window: ServerWindow, engine: Engine, wanted: Wanted) -> None:
     """Prints the answer, below it the figures for people, and draws them where that was asked for."""
-    incident = answering.save(diagnosis, wanted.target or "") if wanted.save else None
-    answering.show(diagnosis, engine.catalog, wanted.shown, incident)
+    incident = showing.save(diagnosis, wanted.target or "") if wanted.save else None
+    showing.show(diagnosis, engine.catalog, wanted.shown, incident)
     if wanted.output == "text" and window.looks:
         from assistant.faces.cli.figures import draw_figures
 

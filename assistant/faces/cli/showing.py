@@ -1,0 +1,63 @@
+"""What every command that ends in a diagnosis shares: the knowledge, keeping the incident, and printing the answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+
+from assistant import __version__
+from assistant.diagnosis.model import Diagnosis
+from assistant.faces.cli.options import fail
+from assistant.render.blocks import diagnosis_blocks
+from knowledge.catalog import Catalog, load
+
+EXIT = {"healthy": 0, "cause": 1, "unknown": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How the person wants the answer."""
+
+    output: str
+    full: bool = False
+    path: bool = False
+    exit_code: bool = False
+    save: bool = False
+
+
+def catalogue() -> Catalog:
+    """The knowledge, or one sentence on why there is none."""
+    from knowledge.errors import KnowledgeError
+
+    try:
+        return load()
+    except (KnowledgeError, OSError, ValueError, KeyError) as error:
+        fail(f"the knowledge base cannot be used: {error}", 3)
+
+
+def save(diagnosis: Diagnosis, question: str) -> str | None:
+    """Keeps the incident; where that cannot be done, one line says why and the answer comes all the same."""
+    from assistant.store.saving import save_incident
+
+    evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
+    saved = save_incident(diagnosis.to_json(engine=__version__), evidence, question=question, saved_by="command line")
+    print(f"saved as {saved.incident_id}" if saved.incident_id else f"vllm-diagnose: {saved.why}", file=sys.stderr)
+    return saved.incident_id
+
+
+def show(diagnosis: Diagnosis, known: Catalog, shown: Shown, incident: str | None = None, revision: int = 1) -> None:
+    """Prints a diagnosis in the asked form."""
+    if shown.output == "json":
+        body = diagnosis.to_json(engine=__version__, full=shown.full, incident=incident, revision=revision)
+        print(json.dumps(body, ensure_ascii=False, indent=2))
+        return
+    blocks = list(diagnosis_blocks(diagnosis, known, show_path=shown.path))
+    if shown.output == "markdown":
+        from assistant.render.markdown import to_markdown
+
+        print(to_markdown(blocks), end="")
+        return
+    from assistant.faces.cli.terminal import draw
+
+    draw(blocks)
