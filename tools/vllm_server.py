@@ -74,9 +74,13 @@ async def health_of(outbound: Outbound, base: Url, headers: Mapping[str, str], l
 
 async def _get(outbound: Outbound, url: str, headers: Mapping[str, str], limits: Limits) -> Reply | OutboundError:
     try:
-        return await outbound.get(url, headers=headers, limits=replace(limits, max_bytes=_SMALL, cut=True))
+        return await outbound.get(url, headers=headers, limits=_small(limits))
     except OutboundError as error:
         return error
+
+
+def _small(limits: Limits) -> Limits:
+    return replace(limits, max_bytes=_SMALL, max_decompressed_bytes=_SMALL, cut=True)
 
 
 def _json(reply: Reply | OutboundError) -> Any:

@@ -86,6 +86,7 @@ async def look_at_all(
     deadline_s: float,
     language: Language,
     at_once: int = AT_ONCE,
+    looks: int = 2,
 ) -> AsyncIterator[Looked]:
     """Every target as it is done; none keeps the others waiting beyond its own deadline.
 
@@ -96,7 +97,7 @@ async def look_at_all(
     async def one(target: Target) -> Looked:
         async with places:
             try:
-                look = look_for(target, window_s=window_s, deadline_s=deadline_s, looks=2, confirm=True)
+                look = look_for(target, window_s=window_s, deadline_s=deadline_s, looks=looks)
                 async with asyncio.timeout(deadline_s + 2.0):
                     window = await look_at(look, policy)
             except (SettingsError, AddressError) as error:

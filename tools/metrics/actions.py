@@ -138,7 +138,7 @@ async def probe_server(given: ProbeInput, context: Context) -> ProbeOutput:
 
     Tells an engine that stands still from one that is only busy, at the price of one small request.
     """
-    limits = Limits(deadline_s=given.deadline_s, max_bytes=1 << 20, cut=True)
+    limits = Limits(deadline_s=given.deadline_s, max_bytes=1 << 20, max_decompressed_bytes=1 << 20, cut=True)
     headers = context.headers_for(given.target)
     context.report(None, "asking for one token")
     async with Outbound(context.policy, limits=limits) as outbound:
