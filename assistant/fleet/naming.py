@@ -68,7 +68,7 @@ def headers_of(targets: Mapping[str, Target]) -> Callable[[str], Mapping[str, st
     return headers_for
 
 
-def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int = LOOKS, confirm: bool = True) -> Look:
+def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int = LOOKS, brief: bool = False) -> Look:
     """How this target is looked at. Raises :class:`SettingsError` where a credential cannot be read."""
     access = target.metrics if target.metrics is not None and target.metrics.kind == "vllm" else None
     return Look(
@@ -79,7 +79,7 @@ def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int =
         metrics_address=_page(access) if access is not None else "",
         metrics_headers=_bearer(access.token) if access is not None else {},
         looks=looks,
-        confirm=confirm,
+        brief=brief,
     )
 
 

@@ -165,7 +165,10 @@ class PageReader:
         except ValueError:
             page.bad_lines += 1
             return
-        labels = dict(_labels(found[2])) if found[2] else {}
+        labels = _labels(found[2] or "")
+        if labels is None:
+            page.bad_lines += 1
+            return
         if not quantity.prefixed:
             self._server_wide(quantity.key, labels, value)
             return
@@ -219,18 +222,18 @@ class PageReader:
             page.http[slot] = page.http.get(slot, 0.0) + value
 
 
-def _labels(text: str) -> list[tuple[str, str]]:
-    """The labels between the braces; what follows the first that cannot be read is left out."""
-    found: list[tuple[str, str]] = []
-    at = 0
+def _labels(text: str) -> dict[str, str] | None:
+    """The labels between the braces, or None where they are none."""
+    found: dict[str, str] = {}
+    at, text = 0, text.rstrip()
     while at < len(text):
         match = _LABEL.match(text, at)
         if match is None:
-            break
+            return None
         value = match[2]
         if "\\" in value:
             value = _ESCAPE.sub(lambda escape: _ESCAPES.get(escape.group(), escape.group()[1:]), value)
-        found.append((match[1], value[:_LABEL_VALUE]))
+        found[match[1]] = value[:_LABEL_VALUE]
         at = match.end()
     return found
 

@@ -36,7 +36,8 @@ class Look:
 
     ``address`` is its base, or that of its page or API. ``window_s`` is 0 for a single look. ``deadline_s`` bounds
     all of it. ``headers`` are sent to this server only. ``metrics_address`` is where the page is when it is not at
-    ``/metrics``. ``confirm`` looks longer where an engine seems to stand still.
+    ``/metrics``. ``confirm`` looks longer where an engine seems to stand still. ``brief`` asks for the page and
+    ``/health`` only, one after the other, so that hundreds of servers can be looked at with one connection each.
     """
 
     address: str
@@ -47,6 +48,7 @@ class Look:
     metrics_headers: Mapping[str, str] = field(default_factory=dict)
     looks: int = LOOKS
     confirm: bool = True
+    brief: bool = False
 
 
 Report = Callable[[float | None, str], None]
@@ -89,9 +91,13 @@ class _Visit:
 
     async def go(self) -> ServerWindow:
         self.report(0.0, f"looking at {self.page_at}")
-        seen, small = await asyncio.gather(
-            self.see(), vllm_server.ask(self.outbound, self.base, self.look.headers, self.limits(SMALL_S))
-        )
+        if self.look.brief:
+            seen = await self.see()
+            small = await self.health() if seen.page is None or self.look.window_s <= 0 else vllm_server.Health()
+        else:
+            seen, small = await asyncio.gather(
+                self.see(), vllm_server.ask(self.outbound, self.base, self.look.headers, self.limits(SMALL_S))
+            )
         pages: list[_Seen] = [seen]
         if seen.page is None:
             return self._without_page(seen, small)
@@ -100,9 +106,13 @@ class _Visit:
             await self._watch(pages, window)
             if self.look.confirm and _stands_still(pages):
                 await self._watch(pages, max(window, STILL_S))
-            again = await vllm_server.health_of(self.outbound, self.base, self.look.headers, self.limits(SMALL_S))
+            again = await self.health()
             small = replace(small, health=again.health, health_detail=again.health_detail)
         return self._with_pages(pages, small)
+
+    async def health(self) -> vllm_server.Health:
+        """``/health`` alone."""
+        return await vllm_server.health_of(self.outbound, self.base, self.look.headers, self.limits(SMALL_S))
 
     async def see(self) -> _Seen:
         """Reads the page once."""
