@@ -146,7 +146,9 @@ def replicas_needed(facts: Facts) -> int | None:
     running, waiting = _number(facts, "metrics.running"), _number(facts, "metrics.waiting")
     if not running or waiting is None:
         return None
-    return math.ceil((running + waiting) / running)
+    usage, fit = _number(facts, "metrics.kv_percent"), sequences_that_fit(facts)
+    at_once = max(running, fit) if fit is not None and usage is not None and usage >= 80 else running
+    return math.ceil((running + waiting) / at_once)
 
 
 def _capacity(facts: Facts, catalog: Catalog, language: Language) -> Iterator[str]:

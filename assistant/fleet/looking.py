@@ -13,8 +13,9 @@ from assistant.settings import SettingsError
 from assistant.targets import Target
 from tools.addresses import AddressError, Policy
 from tools.metrics.facts import evidence_of
-from tools.metrics.look import Report, look_at
+from tools.metrics.look import PAGE, Report, look_at
 from tools.metrics.window import ServerWindow
+from tools.outbound import Limits
 
 #: Servers that are looked at in the same moment. Each waits for most of its window, so this is about sockets (one for
 #: each, and 1,024 files may usually be open) and not about processors.
@@ -63,10 +64,18 @@ class Looked:
 
 
 async def look_at_target(
-    target: Target, policy: Policy, *, window_s: float, deadline_s: float, report: Report | None = None
+    target: Target,
+    policy: Policy,
+    *,
+    window_s: float,
+    deadline_s: float,
+    limits: Limits = PAGE,
+    report: Report | None = None,
 ) -> ServerWindow:
     """One server. Raises :class:`SettingsError` and :class:`~tools.addresses.AddressError`."""
-    return await look_at(look_for(target, window_s=window_s, deadline_s=deadline_s), policy, report=report)
+    return await look_at(
+        look_for(target, window_s=window_s, deadline_s=deadline_s, limits=limits), policy, report=report
+    )
 
 
 def diagnose_window(
@@ -87,6 +96,7 @@ async def look_at_all(
     language: Language,
     at_once: int = AT_ONCE,
     looks: int = 2,
+    limits: Limits = PAGE,
 ) -> AsyncIterator[Looked]:
     """Every target as it is done; none keeps the others waiting beyond its own deadline.
 
@@ -97,7 +107,9 @@ async def look_at_all(
     async def one(target: Target) -> Looked:
         async with places:
             try:
-                look = look_for(target, window_s=window_s, deadline_s=deadline_s, looks=looks, brief=True)
+                look = look_for(
+                    target, window_s=window_s, deadline_s=deadline_s, looks=looks, brief=True, limits=limits
+                )
                 async with asyncio.timeout(deadline_s + 2.0):
                     window = await look_at(look, policy)
             except (SettingsError, AddressError) as error:

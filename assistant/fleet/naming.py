@@ -8,7 +8,8 @@ from pathlib import Path
 from assistant.settings import Settings, SettingsError
 from assistant.targets import Access, Secret, Target, load_targets, policy_for
 from tools.addresses import AddressError, Allowance, Policy
-from tools.metrics.look import LOOKS, Look
+from tools.metrics.look import LOOKS, PAGE, Look
+from tools.outbound import Limits
 from tools.vllm_server import base_of
 
 
@@ -68,7 +69,26 @@ def headers_of(targets: Mapping[str, Target]) -> Callable[[str], Mapping[str, st
     return headers_for
 
 
-def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int = LOOKS, brief: bool = False) -> Look:
+def limits_of(settings: Settings) -> Limits:
+    """What one request may take, from the settings; a page that is larger is read up to there."""
+    return Limits(
+        deadline_s=settings.number("outbound.deadline_s"),
+        connect_s=settings.number("outbound.connect_s"),
+        max_bytes=settings.whole("outbound.max_bytes"),
+        max_decompressed_bytes=settings.whole("outbound.max_decompressed_bytes"),
+        cut=True,
+    )
+
+
+def look_for(
+    target: Target,
+    *,
+    window_s: float,
+    deadline_s: float,
+    looks: int = LOOKS,
+    brief: bool = False,
+    limits: Limits = PAGE,
+) -> Look:
     """How this target is looked at. Raises :class:`SettingsError` where a credential cannot be read."""
     access = target.metrics if target.metrics is not None and target.metrics.kind == "vllm" else None
     return Look(
@@ -80,6 +100,7 @@ def look_for(target: Target, *, window_s: float, deadline_s: float, looks: int =
         metrics_headers=_bearer(access.token) if access is not None else {},
         looks=looks,
         brief=brief,
+        limits=limits,
     )
 
 

@@ -61,7 +61,7 @@ def worst(engines: Iterable[EngineWindow]) -> EngineWindow | None:
 
 
 def _pressure(engine: EngineWindow) -> tuple[float, ...]:
-    usage, waiting = engine.typical("kv_usage") or 0.0, engine.typical("waiting") or 0.0
+    usage, waiting = engine.peak("kv_usage") or 0.0, engine.typical("waiting") or 0.0
     return (
         float(stands_still(engine)),
         float(usage >= 0.95 and waiting > 0),
@@ -187,7 +187,7 @@ class _Facts:
             ("kv_usage", "metrics.kv_percent", 100.0),
             ("swapped", "metrics.swapped", 1.0),
         ):
-            value, exported = engine.typical(key), BY_KEY[key].names()[0]
+            value, exported = _level(engine, key), BY_KEY[key].names()[0]
             if value is None and key in engine.unreadable:
                 self.unknown(name, f"{exported} is no number")
                 self.lacking.append((exported, "not-a-number"))
@@ -352,6 +352,14 @@ class _Facts:
         uneven = most >= UNEVEN_FROM and least < most * UNEVEN_SHARE
         shown = ", ".join(f"{engine.key}: {load:g}" for engine, load in loads[:16])
         self.state("metrics.balance", "uneven" if uneven else "even", f"running + waiting: {shown}")
+
+
+def _level(engine: EngineWindow, key: str) -> float | None:
+    """What stands for a gauge over the window: of the cache its peak, since usage falls with every request that ends
+    or is preempted; of running requests the mean; of those that wait what holds for most of the time."""
+    if key == "kv_usage":
+        return engine.peak(key)
+    return engine.average(key) if key == "running" else engine.typical(key)
 
 
 def _has(engine: EngineWindow, key: str) -> bool:

@@ -21,7 +21,7 @@ from tools.outbound import Limits, Outbound, OutboundError, Resolver, system_res
 #: Looks within a window: enough for a median that a burst does not move, and for a line that shows a trend.
 LOOKS = 5
 #: A page that took longer than this is only read at both ends of the window.
-QUICK_S = 0.25
+QUICK_S = 0.5
 #: An engine that seems to stand still is looked at again for at least so long; a prefill of a long prompt that is not
 #: cut into chunks takes some seconds, and no step of a working engine ten.
 STILL_S = 5.0
@@ -38,6 +38,7 @@ class Look:
     all of it. ``headers`` are sent to this server only. ``metrics_address`` is where the page is when it is not at
     ``/metrics``. ``confirm`` looks longer where an engine seems to stand still. ``brief`` asks for the page and
     ``/health`` only, one after the other, so that hundreds of servers can be looked at with one connection each.
+    ``limits`` bound each request; what is larger is read up to the limit and known to be cut.
     """
 
     address: str
@@ -49,6 +50,7 @@ class Look:
     looks: int = LOOKS
     confirm: bool = True
     brief: bool = False
+    limits: Limits = PAGE
 
 
 Report = Callable[[float | None, str], None]
@@ -87,7 +89,9 @@ class _Visit:
         return max(0.1, self.end - time.monotonic())
 
     def limits(self, seconds: float) -> Limits:
-        return replace(PAGE, deadline_s=min(seconds, self.left()), connect_s=min(PAGE.connect_s, self.left()))
+        given = self.look.limits
+        seconds = min(seconds, given.deadline_s, self.left())
+        return replace(given, deadline_s=seconds, connect_s=min(given.connect_s, self.left()), cut=True)
 
     async def go(self) -> ServerWindow:
         self.report(0.0, f"looking at {self.page_at}")
@@ -120,7 +124,7 @@ class _Visit:
         started = time.monotonic()
         try:
             reply = await self.outbound.get(
-                self.page_at, headers=self.headers, limits=self.limits(PAGE.deadline_s), take=reader.feed
+                self.page_at, headers=self.headers, limits=self.limits(self.look.limits.deadline_s), take=reader.feed
             )
         except OutboundError as error:
             if reader.page.is_prefixed:  # what arrived before it broke off is worth reading, and known to be a part

@@ -109,6 +109,15 @@ class EngineWindow:
         values = self.gauges.get(key)
         return statistics.median_low(values) if values else None
 
+    def peak(self, key: str) -> float | None:
+        """The largest value of a gauge: a cache that is full again and again is full."""
+        return max(self.gauges.get(key, ()), default=None)
+
+    def average(self, key: str) -> float | None:
+        """The mean of a gauge over the looks."""
+        values = self.gauges.get(key)
+        return sum(values) / len(values) if values else None
+
     def mean(self, key: str) -> float | None:
         """The mean of a histogram's observations inside the window."""
         found = self.distributions.get(key)

@@ -14,7 +14,7 @@ from assistant.diagnosis.diagnose import Engine
 from assistant.faces.cli import showing
 from assistant.faces.cli.options import fail
 from assistant.fleet.looking import Looked, look_at_all
-from assistant.fleet.naming import policy_of
+from assistant.fleet.naming import limits_of, policy_of
 from assistant.fleet.together import outliers
 from assistant.settings import Settings
 from assistant.targets import Target
@@ -54,6 +54,7 @@ async def _all(
         window_s=wanted.window_s,
         deadline_s=wanted.deadline_s,
         language=language,
+        limits=limits_of(settings),
     ):
         found.append(one)
         if shows:

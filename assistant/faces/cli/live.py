@@ -14,7 +14,7 @@ from assistant.diagnosis.diagnose import Engine
 from assistant.faces.cli import showing
 from assistant.faces.cli.options import fail
 from assistant.fleet.looking import diagnose_window, look_at_target
-from assistant.fleet.naming import TargetError, known_targets, policy_of, target_of
+from assistant.fleet.naming import TargetError, known_targets, limits_of, policy_of, target_of
 from assistant.settings import Settings, SettingsError, load
 from assistant.targets import Target
 from tools.addresses import AddressError, Policy
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from assistant.diagnosis.model import Case, Diagnosis, Language
     from tools.metrics.look import Report
     from tools.metrics.window import ServerWindow
+    from tools.outbound import Limits
 
 
 #: Seconds that `ask --target` watches.
@@ -67,9 +68,9 @@ def run(wanted: Wanted) -> None:
     if wanted.watch:
         from assistant.faces.cli import watching
 
-        watching.run(wanted, target, policy, engine, language)
+        watching.run(wanted, target, policy, engine, language, limits_of(settings))
         return
-    window = look(target, policy, wanted, _progress(wanted))
+    window = look(target, policy, wanted, limits_of(settings), _progress(wanted))
     diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version)
     _refuse_if_not_asked(window)
     show(diagnosis, window, engine, wanted)
@@ -93,11 +94,13 @@ def named(given: str, targets: dict[str, Target]) -> Target:
         fail(str(error))
 
 
-def look(target: Target, policy: Policy, wanted: Wanted, report: Report | None = None) -> ServerWindow:
+def look(target: Target, policy: Policy, wanted: Wanted, limits: Limits, report: Report | None = None) -> ServerWindow:
     """One look over the window; ends with a sentence where the target cannot be used."""
     try:
         return asyncio.run(
-            look_at_target(target, policy, window_s=wanted.window_s, deadline_s=wanted.deadline_s, report=report)
+            look_at_target(
+                target, policy, window_s=wanted.window_s, deadline_s=wanted.deadline_s, limits=limits, report=report
+            )
         )
     except SettingsError as error:
         fail("; ".join(error.problems))
@@ -111,7 +114,8 @@ def with_target(case: Case, given: str, deadline_s: float) -> Case:
 
     settings, targets = _settings()
     target = named(given, targets)
-    window = look(target, policy_of(settings, targets, target), Wanted(given, WINDOW_S, deadline_s))
+    wanted = Wanted(given, WINDOW_S, deadline_s)
+    window = look(target, policy_of(settings, targets, target), wanted, limits_of(settings))
     _refuse_if_not_asked(window)
     return replace(case, reading=case.reading + evidence_of(window), target=target.name)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from assistant.targets import Target
     from tools.addresses import Policy
     from tools.metrics.window import ServerWindow
+    from tools.outbound import Limits
 
 #: Between two windows, so that --window 0 does not become a load.
 LEAST_PAUSE_S = 1.0
@@ -24,7 +25,7 @@ LEAST_PAUSE_S = 1.0
 KEPT = 8
 
 
-def run(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language: Language) -> None:
+def run(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language: Language, limits: Limits) -> None:
     """Watches until it is interrupted. Every change of the verdict is one line (or one JSON object a look)."""
     from assistant.faces.cli.live import look
 
@@ -32,7 +33,7 @@ def run(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language
     changes: list[str] = []
     in_place = wanted.output == "text" and sys.stdout.isatty()
     while True:
-        window = look(target, policy, wanted)
+        window = look(target, policy, wanted, limits)
         diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version)
         label = diagnosis.causes[0].id if diagnosis.verdict == "cause" else diagnosis.verdict
         changed = label != before
