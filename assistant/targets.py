@@ -43,7 +43,8 @@ class Secret:
 class Access:
     """One thing of a target that can be read: an address with its credential, or paths on this machine.
 
-    ``kind`` is ``vllm`` or ``prometheus`` for metrics, ``files`` or ``loki`` for logs, ``mcp`` for a node's tools.
+    ``kind`` is ``vllm`` or ``prometheus`` for metrics, ``files`` or ``loki`` for logs, ``mcp`` for a node's tools,
+    ``dcgm`` for its GPUs' exporter.
     ``query`` is what selects this target there: a PromQL label matcher or a LogQL stream selector.
     """
 
@@ -69,11 +70,12 @@ class Target:
     metrics: Access | None = None
     logs: Access | None = None
     node_tools: Access | None = None
+    gpus: Access | None = None
 
     def allowances(self) -> tuple[Allowance, ...]:
         """Every server that looking at this target may connect to."""
         found = [Allowance.of(self.address, private=self.private, ca_file=self.ca_file)]
-        for access in (self.metrics, self.logs, self.node_tools):
+        for access in (self.metrics, self.logs, self.node_tools, self.gpus):
             if access is not None and access.address:
                 private = self.private if access.private is None else access.private
                 found.append(Allowance.of(access.address, private=private, ca_file=access.ca_file or self.ca_file))
@@ -158,7 +160,18 @@ def _refuse_unusual_yaml(events: Iterable[Any], path: Path) -> None:
 def _target(name: str, entry: Any, folder: Path) -> Target:
     if not _NAME.fullmatch(name):
         raise ValueError("a name has letters, digits, dots, dashes and underscores, at most 64.")
-    known = ("address", "labels", "private", "ca_file", "api_key_file", "api_key_env", "metrics", "logs", "node_tools")
+    known = (
+        "address",
+        "labels",
+        "private",
+        "ca_file",
+        "api_key_file",
+        "api_key_env",
+        "metrics",
+        "logs",
+        "node_tools",
+        "gpus",
+    )
     table = _table(entry, known)
     address = _text(table, "address", required=True)
     parse_url(address)
@@ -168,6 +181,7 @@ def _target(name: str, entry: Any, folder: Path) -> Target:
     metrics = _access(table, "metrics", ("vllm", "prometheus"), folder)
     logs = _access(table, "logs", ("files", "loki"), folder)
     node_tools = _access(table, "node_tools", ("mcp",), folder)
+    gpus = _access(table, "gpus", ("dcgm",), folder)
     return Target(
         name=name,
         address=address,
@@ -178,6 +192,7 @@ def _target(name: str, entry: Any, folder: Path) -> Target:
         metrics=metrics,
         logs=logs,
         node_tools=node_tools,
+        gpus=gpus,
     )
 
 

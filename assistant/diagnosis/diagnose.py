@@ -232,7 +232,7 @@ class _Answer:
 
     def _why(self, why: str) -> str:
         """A tool names why something was not measured by a word of its own, or says it in a sentence."""
-        return self.catalog.word(f"live-{why}", self.language) if why in ("not-a-number", "not-exported") else why
+        return self.catalog.word(f"live-{why}", self.language) if f"live-{why}" in self.catalog.sentences else why
 
     def _loading(self) -> str:
         lang, stage = self.language, _text(self.facts.value("log.stage")) or "starting"

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.model import Case, Diagnosis, Language
-from assistant.fleet.naming import look_for
+from assistant.fleet.naming import bearer, look_for
 from assistant.settings import SettingsError
 from assistant.targets import Target
 from tools.addresses import AddressError, Policy
+from tools.evidence import Reading
+from tools.metrics.dcgm import evidence_of_gpus
 from tools.metrics.facts import evidence_of
 from tools.metrics.look import PAGE, Report, look_at
 from tools.metrics.window import ServerWindow
-from tools.outbound import Limits
+from tools.outbound import Limits, Outbound, OutboundError
+from tools.vllm_server import base_of
 
 #: Servers that are looked at in the same moment. Each waits for most of its window, so this is about sockets (one for
 #: each, and 1,024 files may usually be open) and not about processors.
 AT_ONCE = 400
+
+#: dcgm-exporter writes about 10 kB a GPU.
+GPU_PAGE_BYTES = 8 << 20
 
 _RANK = {"cause": 0, "unknown": 1, "healthy": 2}
 _SEVERITY = {"critical": 0, "warning": 1, "info": 2}
@@ -71,18 +77,52 @@ async def look_at_target(
     deadline_s: float,
     limits: Limits = PAGE,
     report: Report | None = None,
-) -> ServerWindow:
-    """One server. Raises :class:`SettingsError` and :class:`~tools.addresses.AddressError`."""
-    return await look_at(
-        look_for(target, window_s=window_s, deadline_s=deadline_s, limits=limits), policy, report=report
-    )
+) -> tuple[ServerWindow, Reading]:
+    """One server, and its GPUs' exporter where the target names one.
+
+    Raises :class:`SettingsError` and :class:`~tools.addresses.AddressError`.
+    """
+    look = look_for(target, window_s=window_s, deadline_s=deadline_s, limits=limits)
+    return await asyncio.gather(look_at(look, policy, report=report), look_at_gpus(target, policy, window_s, limits))
+
+
+async def look_at_gpus(target: Target, policy: Policy, window_s: float, limits: Limits = PAGE) -> Reading:
+    """The GPUs of a target whose exporter is configured; at the start and the end of the window, as far as it answers."""
+    if target.gpus is None:
+        return Reading()
+    address = str(base_of(target.gpus.address).at("metrics"))
+    pages: list[bytes] = []
+    why = ""
+    small = replace(limits, max_bytes=GPU_PAGE_BYTES, max_decompressed_bytes=GPU_PAGE_BYTES, cut=True)
+    async with Outbound(policy, limits=small) as outbound:
+        for pause in (0.0, window_s) if window_s > 0 else (0.0,):
+            await asyncio.sleep(pause)
+            try:
+                reply = await outbound.get(address, headers=bearer(target.gpus.token))
+            except OutboundError as error:
+                why = str(error)
+                continue
+            if reply.status == 200:
+                pages.append(reply.body)
+            else:
+                why = f"{reply.url} answered {reply.status}."
+    found = evidence_of_gpus(f"GET {address}", pages)
+    if not found.evidence:
+        return Reading(not_measured=((address, why or "no-dcgm-series"),))
+    return found
 
 
 def diagnose_window(
-    window: ServerWindow, target: str, engine: Engine, language: Language, version: str | None = None
+    window: ServerWindow,
+    target: str,
+    engine: Engine,
+    language: Language,
+    version: str | None = None,
+    beside: Reading | None = None,
 ) -> Diagnosis:
-    """The diagnosis of one window alone."""
-    case = Case(reading=evidence_of(window), language=language, target=target, vllm_version=version)
+    """The diagnosis of one window, with what else was looked at (``beside``)."""
+    reading = evidence_of(window) + (beside or Reading())
+    case = Case(reading=reading, language=language, target=target, vllm_version=version)
     return engine.diagnose(case)
 
 

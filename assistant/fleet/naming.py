@@ -63,7 +63,7 @@ def headers_of(targets: Mapping[str, Target]) -> Callable[[str], Mapping[str, st
         for target in targets.values():
             known = base_of(target.address)
             if (known.scheme, known.host, known.port) == (where.scheme, where.host, where.port):
-                return _bearer(target.api_key)
+                return bearer(target.api_key)
         return {}
 
     return headers_for
@@ -95,9 +95,9 @@ def look_for(
         address=target.address,
         window_s=window_s,
         deadline_s=deadline_s,
-        headers=_bearer(target.api_key),
+        headers=bearer(target.api_key),
         metrics_address=_page(access) if access is not None else "",
-        metrics_headers=_bearer(access.token) if access is not None else {},
+        metrics_headers=bearer(access.token) if access is not None else {},
         looks=looks,
         brief=brief,
         limits=limits,
@@ -109,7 +109,8 @@ def _page(access: Access) -> str:
     return str(base.at("metrics"))
 
 
-def _bearer(secret: Secret | None) -> dict[str, str]:
+def bearer(secret: Secret | None) -> dict[str, str]:
+    """The header that carries a credential; none without one. Raises :class:`SettingsError`."""
     if secret is None:
         return {}
     token = secret.read()

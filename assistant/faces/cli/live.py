@@ -21,6 +21,7 @@ from tools.addresses import AddressError, Policy
 
 if TYPE_CHECKING:
     from assistant.diagnosis.model import Case, Diagnosis, Language
+    from tools.evidence import Reading
     from tools.metrics.look import Report
     from tools.metrics.window import ServerWindow
     from tools.outbound import Limits
@@ -70,8 +71,8 @@ def run(wanted: Wanted) -> None:
 
         watching.run(wanted, target, policy, engine, language, limits_of(settings))
         return
-    window = look(target, policy, wanted, limits_of(settings), _progress(wanted))
-    diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version)
+    window, beside = look(target, policy, wanted, limits_of(settings), _progress(wanted))
+    diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version, beside)
     _refuse_if_not_asked(window)
     show(diagnosis, window, engine, wanted)
     if wanted.exit_code:
@@ -94,7 +95,9 @@ def named(given: str, targets: dict[str, Target]) -> Target:
         fail(str(error))
 
 
-def look(target: Target, policy: Policy, wanted: Wanted, limits: Limits, report: Report | None = None) -> ServerWindow:
+def look(
+    target: Target, policy: Policy, wanted: Wanted, limits: Limits, report: Report | None = None
+) -> tuple[ServerWindow, Reading]:
     """One look over the window; ends with a sentence where the target cannot be used."""
     try:
         return asyncio.run(
@@ -115,9 +118,9 @@ def with_target(case: Case, given: str, deadline_s: float) -> Case:
     settings, targets = _settings()
     target = named(given, targets)
     wanted = Wanted(given, WINDOW_S, deadline_s)
-    window = look(target, policy_of(settings, targets, target), wanted, limits_of(settings))
+    window, beside = look(target, policy_of(settings, targets, target), wanted, limits_of(settings))
     _refuse_if_not_asked(window)
-    return replace(case, reading=case.reading + evidence_of(window), target=target.name)
+    return replace(case, reading=case.reading + evidence_of(window) + beside, target=target.name)
 
 
 def _refuse_if_not_asked(window: ServerWindow) -> None:

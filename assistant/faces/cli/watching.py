@@ -33,8 +33,8 @@ def run(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language
     changes: list[str] = []
     in_place = wanted.output == "text" and sys.stdout.isatty()
     while True:
-        window = look(target, policy, wanted, limits)
-        diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version)
+        window, beside = look(target, policy, wanted, limits)
+        diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version, beside)
         label = diagnosis.causes[0].id if diagnosis.verdict == "cause" else diagnosis.verdict
         changed = label != before
         if changed:
