@@ -9,16 +9,29 @@ import asyncio
 import json
 import socket
 import sys
+from functools import cache
 
+from tests.tools.metrics.pages import State, page
 from tests.tools.metrics.serving import Servers
 from tests.tools.metrics.states import QUEUED, WORKING, one
+
+STATES = (one(WORKING), one(QUEUED))
+
+
+@cache
+def drawn(number: int, second: float) -> bytes:
+    """Pages of the same second are the same, so that the stand-ins leave the processors to what is tested."""
+    return page(STATES[number], second).encode()
 
 
 class Rooted(Servers):
     """One state at the root of every port; each twentieth has a queue."""
 
     def __init__(self, number: int) -> None:
-        super().__init__({"x": one(QUEUED if number % 20 == 0 else WORKING)})
+        super().__init__({"x": STATES[number % 20 == 0]})
+
+    def page(self, state: State, t: float) -> bytes:
+        return drawn(STATES.index(state), round(t * 2) / 2)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -25,6 +25,10 @@ class Servers:
     def url(self, name: str) -> str:
         return f"{self.base}/{name}"
 
+    def page(self, state: State, t: float) -> bytes:
+        """The page of one server after ``t`` seconds."""
+        return page(state, t).encode()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while request := await reader.readline():
@@ -49,7 +53,7 @@ class Servers:
             reply(writer, 404, b'{"detail":"Not Found"}')
         elif route == "metrics":
             started = self.first.setdefault(name, time.monotonic())
-            reply(writer, 200, page(state, time.monotonic() - started).encode())
+            reply(writer, 200, self.page(state, time.monotonic() - started))
         elif route == "health":
             reply(writer, state.health, b"")
         elif route == "version":
