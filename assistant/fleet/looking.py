@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,11 @@ from tools.metrics.window import ServerWindow
 from tools.outbound import Limits, Outbound, OutboundError
 from tools.vllm_server import base_of
 
-#: Servers that are looked at in the same moment. Each waits for most of its window, so this is about sockets (one for
-#: each, and 1,024 files may usually be open) and not about processors.
-AT_ONCE = 400
+#: Servers that are looked at in the same moment, where that many files may be open. Each waits for most of its window,
+#: so this is about sockets (one for each) and not about processors.
+AT_ONCE = 1000
+#: Open files that are left to the rest of the program.
+SPARE_FILES = 100
 
 #: dcgm-exporter writes about 10 kB a GPU.
 GPU_PAGE_BYTES = 8 << 20
@@ -126,6 +129,20 @@ def diagnose_window(
     return engine.diagnose(case)
 
 
+def _places() -> int:
+    """As many as :data:`AT_ONCE` where the limit on open files can be raised to that, else what it allows."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = AT_ONCE + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return AT_ONCE if soft == resource.RLIM_INFINITY else max(8, min(AT_ONCE, soft - SPARE_FILES))
+
+
 async def look_at_all(
     targets: Iterable[Target],
     policy: Policy,
@@ -134,7 +151,7 @@ async def look_at_all(
     window_s: float,
     deadline_s: float,
     language: Language,
-    at_once: int = AT_ONCE,
+    at_once: int | None = None,
     looks: int = 2,
     limits: Limits = PAGE,
 ) -> AsyncIterator[Looked]:
@@ -142,7 +159,7 @@ async def look_at_all(
 
     Targets may come from anywhere (a file, Prometheus' list, Kubernetes): an iterable of :class:`Target`.
     """
-    places = asyncio.Semaphore(at_once)
+    places = asyncio.Semaphore(at_once or _places())
 
     async def one(target: Target) -> Looked:
         async with places:
