@@ -93,9 +93,7 @@ def enqueue(
     return job
 
 
-def carrier(
-    policy: Policy, runbooks: str = "", headers_for: Callable[[str], Mapping[str, str]] | None = None
-) -> Carry:
+def carrier(policy: Policy, runbooks: str = "", headers_for: Callable[[str], Mapping[str, str]] | None = None) -> Carry:
     """What a :class:`~assistant.store.worker.Worker` needs to carry registered actions out."""
 
     async def carry(job: Job, report: Report) -> Any:

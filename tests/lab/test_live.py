@@ -82,11 +82,11 @@ def verdict(answer: dict[str, Any]) -> str:
 
 def post(server: Any, path: str, body: object, limit_s: float = 120.0) -> int:
     """The status of one request; 0 where none came."""
-    request = urllib.request.Request(  # noqa: S310 (the server that this test started)
+    request = urllib.request.Request(
         server.base + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=limit_s) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=limit_s) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -96,11 +96,11 @@ def post(server: Any, path: str, body: object, limit_s: float = 120.0) -> int:
 
 def refusal(server: Any, path: str, body: object) -> dict[str, Any]:
     """What a refused request gets back, as a line of responses.jsonl."""
-    request = urllib.request.Request(  # noqa: S310 (the server that this test started)
+    request = urllib.request.Request(
         server.base + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
     )
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=60)  # noqa: S310
+        urllib.request.urlopen(request, timeout=60)
     return {"path": path, "status": refused.value.code, "body": refused.value.read(4000).decode(errors="replace")}
 
 
@@ -129,7 +129,7 @@ def settle(server: Any) -> None:
     """Waits until nothing runs any more."""
     end = time.monotonic() + 90
     while time.monotonic() < end:
-        with urllib.request.urlopen(server.base + "/metrics", timeout=20) as answer:  # noqa: S310
+        with urllib.request.urlopen(server.base + "/metrics", timeout=20) as answer:
             levels = [
                 float(line.rsplit(" ", 1)[1])
                 for line in answer.read().decode().splitlines()
