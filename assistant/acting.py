@@ -6,14 +6,14 @@ All faces come through here, so that what a role may do does not depend on the d
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from assistant.security import consent as consents
 from assistant.security.roles import ForbiddenError, Principal, require
 from tools import registry
 from tools.addresses import Policy
-from tools.registry import Action, Consent, ConsentError, Context, Report
+from tools.registry import Action, Consent, ConsentError, Context, FindServer, Report
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -36,13 +36,13 @@ async def perform(
     audit: Audit | None = None,
     deadline_s: float | None = None,
     runbooks: str = "",
-    headers_for: Callable[[str], Mapping[str, str]] | None = None,
+    server: FindServer | None = None,
 ) -> BaseModel:
     """Run ``action`` now. Raises :class:`ForbiddenError` and what :meth:`Action.call` raises."""
     try:
         require(principal, action.name, action.effect)
         more: dict[str, Any] = {"report": report} if report else {}
-        more |= {"headers_for": headers_for} if headers_for else {}
+        more |= {"server": server} if server else {}
         context = Context(policy=policy, consent=consent, runbooks=runbooks, **more)
         result = await action.call(arguments, context, deadline_s=deadline_s)
     except (ForbiddenError, ConsentError):
@@ -93,12 +93,12 @@ def enqueue(
     return job
 
 
-def carrier(policy: Policy, runbooks: str = "", headers_for: Callable[[str], Mapping[str, str]] | None = None) -> Carry:
+def carrier(policy: Policy, runbooks: str = "", server: FindServer | None = None) -> Carry:
     """What a :class:`~assistant.store.worker.Worker` needs to carry registered actions out."""
 
     async def carry(job: Job, report: Report) -> Any:
         consent = consents.from_json(job.consent) if job.consent else None
-        more: dict[str, Any] = {"headers_for": headers_for} if headers_for else {}
+        more: dict[str, Any] = {"server": server} if server else {}
         context = Context(report=report, policy=policy, consent=consent, runbooks=runbooks, **more)
         result = await registry.get(job.action).call(job.arguments, context)
         return result.model_dump(mode="json")

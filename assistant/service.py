@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from assistant.store.worker import Worker
     from assistant.targets import Target
     from tools.addresses import Policy
+    from tools.evidence import Reading
+    from tools.registry import FindServer
 
 Result = TypeVar("Result")
 #: Characters of an answer in a person's own words.
@@ -58,6 +60,10 @@ class Answered:
             engine=__version__, full=full, incident=self.incident, revision=self.revision
         )
         return body
+
+
+#: Seconds that a target is watched for a diagnosis.
+LOOK_S = 5.0
 
 
 class Service:
@@ -96,7 +102,7 @@ class Service:
         require(principal, "diagnose", "reads")
         self.check_answers(ask.answers)
         if ask.target is not None and ask.target.strip():
-            self.target(ask.target)
+            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
         diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
             return Answered(diagnosis, None, 1)
@@ -157,6 +163,33 @@ class Service:
             raise NotFoundError(f"There is no target {name[:80]!r}; known are: {known}.")
         return found
 
+    @property
+    def server(self) -> FindServer:
+        """For actions: where a configured server is, and the credentials for it."""
+        from assistant.fleet.naming import server_of
+
+        return server_of(self.targets)
+
+    async def look(self, target: Target) -> Reading:
+        """What a configured target shows over some seconds: its metrics, and its GPUs' exporter where it has one."""
+        from assistant.fleet.looking import look_at_target
+        from assistant.fleet.naming import limits_of
+        from assistant.settings import SettingsError
+        from tools.evidence import Reading
+        from tools.metrics.facts import evidence_of
+
+        try:
+            window, beside = await look_at_target(
+                target,
+                self.policy,
+                window_s=LOOK_S,
+                deadline_s=self.settings.number("deadline_s"),
+                limits=limits_of(self.settings),
+            )
+        except SettingsError as error:  # a credential that cannot be read costs this look and not the answer
+            return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
+        return evidence_of(window) + beside
+
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""
         from assistant.store.database import NotFoundError
@@ -208,7 +241,7 @@ class Service:
 
         return Worker(
             self.jobs,
-            carrier(self.policy, self.settings.text("runbooks_folder")),
+            carrier(self.policy, self.settings.text("runbooks_folder"), self.server),
             lease_s=self.settings.number("jobs.lease_s"),
             at_once=self.settings.whole("jobs.at_once"),
         )

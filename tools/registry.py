@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Effect = Literal["reads", "loads", "runs"]
 Report = Callable[[float | None, str], None]
+#: From a server's name or address to its address and the headers to send there.
+FindServer = Callable[[str], tuple[str, Mapping[str, str]]]
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,47}")
@@ -59,8 +61,8 @@ class DeadlineError(ActionError):
     """The action did not finish in time and was stopped."""
 
 
-def _no_headers(address: str) -> Mapping[str, str]:
-    return {}
+def _as_given(address: str) -> tuple[str, Mapping[str, str]]:
+    return address, {}
 
 
 def _say_nothing(fraction: float | None, text: str) -> None:
@@ -91,15 +93,15 @@ class Context:
 
     ``report(fraction, text)`` takes 0.0 to 1.0, or None where the share is not known; it returns at once.
     ``runbooks`` is the folder of the site's own Markdown files, empty where there is none.
-    ``headers_for(address)`` gives the credentials that the settings hold for a server, as headers: they are no
-    argument of any action, so that no face, job or audit line ever carries them.
+    ``server(given)`` turns the name of a configured server into its address, and gives the credentials that the
+    settings hold for it as headers: they are no argument of any action, so that no job or audit line carries them.
     """
 
     report: Report = _say_nothing
     policy: Policy = field(default_factory=Policy)
     consent: Consent | None = None
     runbooks: str = ""
-    headers_for: Callable[[str], Mapping[str, str]] = _no_headers
+    server: FindServer = _as_given
 
 
 @dataclass(frozen=True)

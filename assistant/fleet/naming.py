@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from assistant.settings import Settings, SettingsError
@@ -10,6 +10,7 @@ from assistant.targets import Access, Secret, Target, load_targets, policy_for
 from tools.addresses import AddressError, Allowance, Policy
 from tools.metrics.look import LOOKS, PAGE, Look
 from tools.outbound import Limits
+from tools.registry import FindServer
 from tools.vllm_server import base_of
 
 
@@ -55,18 +56,20 @@ def policy_of(settings: Settings, targets: Mapping[str, Target], target: Target 
     return policy_for(settings, targets, *extra)
 
 
-def headers_of(targets: Mapping[str, Target]) -> Callable[[str], Mapping[str, str]]:
-    """For ``Context.headers_for``: the credential of the configured server at an address, and of no other."""
+def server_of(targets: Mapping[str, Target]) -> FindServer:
+    """For ``Context.server``: a configured server by name or address, with its credential; others as they are."""
 
-    def headers_for(address: str) -> Mapping[str, str]:
-        where = base_of(address)
+    def find(given: str) -> tuple[str, Mapping[str, str]]:
+        if given in targets:
+            return targets[given].address, bearer(targets[given].api_key)
+        where = base_of(given)
         for target in targets.values():
             known = base_of(target.address)
             if (known.scheme, known.host, known.port) == (where.scheme, where.host, where.port):
-                return bearer(target.api_key)
-        return {}
+                return given, bearer(target.api_key)
+        return given, {}
 
-    return headers_for
+    return find
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -7,19 +7,18 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from tools import vllm_server
+from tools.addresses import AddressError
 from tools.metrics.facts import evidence_of
 from tools.metrics.look import Look, look_at
 from tools.metrics.window import ServerWindow
 from tools.outbound import Limits, Outbound
-from tools.registry import Context, action
+from tools.registry import ActionError, Context, action
 
 
 class FetchMetricsInput(BaseModel):
     """Which server, and how long it is watched."""
 
-    target: str = Field(
-        max_length=4096, description="Address of the vLLM server, such as http://host:8000, among those allowed."
-    )
+    target: str = Field(max_length=4096, description="A configured server by name, or its address (http://host:8000).")
     window_s: float = Field(
         5.0, ge=0, le=600, description="Seconds between first and last look; 0 looks once and decides little."
     )
@@ -69,9 +68,12 @@ async def fetch_metrics(given: FetchMetricsInput, context: Context) -> FetchMetr
     Returns rates, levels, means and percentiles of that window for each engine, and the facts that a diagnosis rests
     on. A server that cannot be reached, or that is no vLLM, is an answer too.
     """
-    headers = context.headers_for(given.target)
-    look = Look(given.target, window_s=given.window_s, deadline_s=given.window_s + 45.0, headers=headers)
-    return output_of(await look_at(look, context.policy, report=context.report))
+    try:
+        address, headers = context.server(given.target)
+        look = Look(address, window_s=given.window_s, deadline_s=given.window_s + 45.0, headers=headers)
+        return output_of(await look_at(look, context.policy, report=context.report))
+    except AddressError as error:
+        raise ActionError(str(error)) from None
 
 
 def output_of(window: ServerWindow) -> FetchMetricsOutput:
@@ -116,7 +118,7 @@ def output_of(window: ServerWindow) -> FetchMetricsOutput:
 class ProbeInput(BaseModel):
     """Which server is asked for one token, and of which model."""
 
-    target: str = Field(max_length=4096, description="Address of the vLLM server, among those allowed.")
+    target: str = Field(max_length=4096, description="A configured server by name, or its address.")
     model: str | None = Field(None, max_length=400, description="Model; the first that the server names unless given.")
     deadline_s: float = Field(30.0, gt=0, le=120, description="Seconds that the token may take.")
 
@@ -139,10 +141,14 @@ async def probe_server(given: ProbeInput, context: Context) -> ProbeOutput:
     Tells an engine that stands still from one that is only busy, at the price of one small request.
     """
     limits = Limits(deadline_s=given.deadline_s, max_bytes=1 << 20, max_decompressed_bytes=1 << 20, cut=True)
-    headers = context.headers_for(given.target)
+    try:
+        address, headers = context.server(given.target)
+        base = vllm_server.base_of(address)
+    except AddressError as error:
+        raise ActionError(str(error)) from None
     context.report(None, "asking for one token")
     async with Outbound(context.policy, limits=limits) as outbound:
-        probed = await vllm_server.probe(outbound, vllm_server.base_of(given.target), headers, limits, given.model)
+        probed = await vllm_server.probe(outbound, base, headers, limits, given.model)
     fields: dict[str, Any] = {
         name: getattr(probed, name) for name in ("model", "status", "seconds", "tokens", "detail")
     }

@@ -78,6 +78,7 @@ def _add(router: APIRouter, action: Action) -> None:
             policy=service.policy,
             audit=service.audit,
             runbooks=service.settings.text("runbooks_folder"),
+            server=service.server,
         )
         return Json(result.model_dump(mode="json"))
 

@@ -147,6 +147,7 @@ class ActionTool(AssistantTool):
                 report=reporter(context),
                 audit=service.audit,
                 runbooks=service.settings.text("runbooks_folder"),
+                server=service.server,
             )
             return result(bounded(output.model_dump(mode="json")))
         given = {key: value for key, value in arguments.items() if key != "confirm"}
