@@ -231,6 +231,7 @@ def _lines(figure: Lines, top: float) -> tuple[list[str], float]:
 
 def _bins(figure: Spread, top: float) -> tuple[list[str], float]:
     height, left = 70.0, float(_MARGIN)
+    top += 10  # room for the number above the tallest bar
     step = min(56.0, (_WIDTH - 2 * _MARGIN) / max(1, len(figure.bins)))
     most = max(count for _, count in figure.bins) or 1.0
     parts = []
@@ -244,4 +245,4 @@ def _bins(figure: Spread, top: float) -> tuple[list[str], float]:
         parts.append(_text(x + step - 2, top + height + 12, f"≤{short(bound)}", 9, _QUIET, end=True))
     marks = "   ".join(f"{name} {short(value)} {figure.unit}" for name, value in figure.marks)
     parts.append(_text(left, top + height + 28, marks, 11))
-    return parts, height + 32
+    return parts, height + 42

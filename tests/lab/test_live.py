@@ -61,14 +61,25 @@ def running(folder: Path, *serve: str) -> Iterator[Any]:
 
 
 def diagnose(server: Any, *arguments: str, command: str = "metrics") -> dict[str, Any]:
-    """What the command says of the server. CPUs are slow, so the window is longer than the default."""
+    """What the command says of the server."""
     given = [server.base] if command == "metrics" else ["--target", server.base]
     ended = subprocess.run(
-        [sys.executable, "-m", "assistant.faces.cli.main", command, *given, "-o", "json", *arguments],
+        [
+            sys.executable,
+            "-m",
+            "assistant.faces.cli.main",
+            command,
+            *given,
+            "-o",
+            "json",
+            "--deadline",
+            "45",
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=90,
+        timeout=150,  # on a machine that does much else besides
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
