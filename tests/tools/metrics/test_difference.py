@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from knowledge.catalog import load
+from knowledge.versions import release
+from knowledge.vllm_tables import metric_range, metrics, versions
 from tests.tools.metrics.pages import EngineState, State, page
 from tests.tools.metrics.states import FROZEN, STATES, WORKING, one
 from tools.metrics.difference import engine_windows, http_increases
 from tools.metrics.exposition import read_page
-from tools.metrics.facts import evidence_of
+from tools.metrics.facts import NEEDED, evidence_of
 from tools.metrics.look import stands_still
-from tools.metrics.vocabulary import QUANTITIES
+from tools.metrics.vocabulary import BY_KEY, QUANTITIES
 from tools.metrics.window import Distribution, EngineWindow, ServerWindow, joined
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def between(state: State, *moments: float) -> tuple[EngineWindow, ...]:
@@ -148,11 +146,30 @@ def test_what_was_not_measured_is_never_zero() -> None:
     assert "metrics.generation_tokens_per_second" not in facts
 
 
-def test_the_vocabulary_knows_every_name_of_the_extracted_table() -> None:
-    path = ROOT / "knowledge" / "vllm" / "metrics.json"
-    if not path.exists():
-        pytest.skip("the table of metrics per version is not extracted yet")
-    known = json.dumps(json.loads(path.read_text("utf-8")))
+@pytest.mark.parametrize("version", [v for v in versions() if release(v) >= release("0.4.0")])
+def test_every_version_is_understood(version: str) -> None:
+    """What a verdict needs is spelled in the vocabulary as that version exports it, and of the kind it is there."""
+    exported = metrics(version)
+    for key in (*NEEDED, "time_to_first_token", "inter_token_latency"):
+        names = [name for name in BY_KEY[key].names() if name in exported and not exported[name].hidden]
+        assert names, key
     for quantity in QUANTITIES:
         for spelling in quantity.spellings if quantity.prefixed else ():
-            assert f"vllm:{spelling.name}" in known, spelling
+            known = exported.get(quantity.exposed(spelling))
+            is_there = release(spelling.since) <= release(version) and (
+                spelling.until is None or release(version) <= release(spelling.until)
+            )
+            assert known is None or is_there, (spelling, "exported outside its range")
+            if known is not None:
+                assert known.kind == ("gauge" if quantity.kind == "info" else quantity.kind), spelling
+                assert quantity.label is None or quantity.label in known.labels, spelling
+
+
+def test_every_spelling_is_exported_by_its_first_and_last_version() -> None:
+    for quantity in QUANTITIES:
+        for spelling in quantity.spellings if quantity.prefixed else ():
+            found = metric_range(quantity.exposed(spelling))
+            assert found is not None, spelling
+            first, last = found
+            assert release(first)[:3] == release(spelling.since)[:3], spelling  # first seen in a post-release
+            assert spelling.until is None or release(last) == release(spelling.until), spelling
