@@ -23,6 +23,8 @@ HEAVY = (
     "assistant.acting",
     "tools.outbound",
     "tools.pinned",
+    "tools.metrics",
+    "assistant.fleet",
 )
 
 
