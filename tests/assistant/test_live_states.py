@@ -62,7 +62,7 @@ def test_figures_and_computed_advice_are_told(diagnoses: dict[str, Diagnosis]) -
     queue = diagnoses["queue"]
     assert any("num_requests_waiting: 60" in quote.text for quote in queue.causes[0].because)
     # 16 running fill 15 %: nine tenths of the cache hold 96, and 16 + 60 requests want to run.
-    assert queue.causes[0].fixes[0].command == "--max-num-seqs 80"
+    assert "--max-num-seqs 80" in (queue.causes[0].fixes[0].command or "")
     assert any("--max-num-seqs 80" in note for note in queue.notes)
     full = diagnoses["cache-full"]
     assert any("30 run and 14 wait" in note and "2 servers" in note for note in full.notes)
