@@ -7,7 +7,7 @@ values. ``tools/outbound.py`` asks these functions before it connects anywhere.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
@@ -229,7 +229,9 @@ class Allowance:
     """One server that may be spoken to, because somebody configured it or typed it on the command line.
 
     ``private`` permits loopback and private addresses for it; link-local, metadata, multicast and unspecified
-    addresses are refused whatever it says. ``ca_file`` names a PEM file that its certificate is checked against.
+    addresses are refused whatever it says. ``ca_file`` names a PEM file that its certificate is checked against;
+    ``ca_data`` is such a file's content where a configuration holds it inline. ``client_cert`` is the certificate with
+    its key, as PEM text, that is shown to this server and to no other.
     """
 
     scheme: str
@@ -237,9 +239,19 @@ class Allowance:
     port: int
     private: bool = False
     ca_file: str | None = None
+    ca_data: str | None = field(default=None, repr=False)
+    client_cert: tuple[str, str] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, url: str | Url, *, private: bool | None = None, ca_file: str | None = None) -> Allowance:
+    def of(
+        cls,
+        url: str | Url,
+        *,
+        private: bool | None = None,
+        ca_file: str | None = None,
+        ca_data: str | None = None,
+        client_cert: tuple[str, str] | None = None,
+    ) -> Allowance:
         """Allow the server of ``url``.
 
         ``private=None`` permits private addresses only where the address itself says so: ``localhost`` or a private
@@ -250,7 +262,7 @@ class Allowance:
         if private is None:
             address = literal(where.host)
             private = where.host == "localhost" or (address is not None and kind_of(address)[0] == "private")
-        return cls(where.scheme, where.host, where.port, private, ca_file)
+        return cls(where.scheme, where.host, where.port, private, ca_file, ca_data, client_cert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +271,8 @@ class Policy:
 
     ``proxy`` is an ``http://`` or ``https://`` URL that may carry ``user:password@``; hosts in ``no_proxy`` (exact
     names, or ``.suffix``) are reached directly. With ``proxy_resolves_names`` a name that does not resolve here is
-    given to the proxy as it is; without it such a name is an error.
+    given to the proxy as it is; without it such a name is an error. ``sockets`` are the paths of Unix sockets that a
+    target names (Docker's); no other is opened.
     """
 
     allowed: tuple[Allowance, ...] = ()
@@ -268,21 +281,20 @@ class Policy:
     no_proxy: tuple[str, ...] = ()
     proxy_resolves_names: bool = False
     ca_file: str | None = None
+    sockets: tuple[str, ...] = ()
 
     def allowing(self, *more: Allowance) -> Policy:
         """The same policy with ``more`` servers allowed."""
-        return Policy(
-            self.allowed + more,
-            self.private,
-            self.proxy,
-            self.no_proxy,
-            self.proxy_resolves_names,
-            self.ca_file,
-        )
+        return replace(self, allowed=self.allowed + more)
+
+    def permit_socket(self, path: str) -> None:
+        """Raise :class:`AddressError` unless the Unix socket at ``path`` was named by a target."""
+        if path not in self.sockets:
+            raise AddressError(f"The socket {path!r:.200} is not among those that a target names.")
 
     def permit(self, url: Url) -> Allowance:
-        """The allowance for ``url``; raises :class:`AddressError` when nobody allowed its server."""
-        for allowance in self.allowed:
+        """The newest allowance for ``url``; raises :class:`AddressError` when nobody allowed its server."""
+        for allowance in reversed(self.allowed):
             if (allowance.scheme, allowance.host, allowance.port) == (url.scheme, url.host, url.port):
                 return allowance
         raise AddressError(

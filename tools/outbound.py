@@ -11,22 +11,34 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
+import re
 import ssl
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from tools.addresses import AddressError, Allowance, Policy, Url, parse_url
-from tools.pinned import OutboundError, PinnedBackend, Resolver, because, system_resolver, tls_context
+from tools.pinned import (
+    OutboundError,
+    PinnedBackend,
+    Resolver,
+    because,
+    check_socket,
+    system_resolver,
+    tls_context,
+)
+from tools.wire import PIECE_BYTES, Decoder, Form, request_headers, without_credentials
 
 if TYPE_CHECKING:
     import httpcore
 
 __all__ = [
+    "PIECE_BYTES",
     "AddressError",
     "Allowance",
+    "Form",
     "Limits",
     "Outbound",
     "OutboundError",
@@ -34,15 +46,18 @@ __all__ = [
     "Reached",
     "Reply",
     "Resolver",
+    "Streamed",
     "parse_url",
     "system_resolver",
 ]
 
 MAX_REDIRECTS = 3
-#: A compressed body is unpacked in pieces of at most this size.
-PIECE_BYTES = 256 * 1024
 #: What is called with each piece of a body that need not be kept as a whole.
 Take = Callable[[bytes], object]
+#: What may be asked for on a Unix socket: Docker's Engine API, to look. Nothing there is ever changed.
+_SOCKET_PATHS = re.compile(
+    r"/(?:v\d+\.\d+/)?(?:version|info|events|containers/(?:json|[\w.-]+/(?:json|logs)))(?:\?.*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +98,20 @@ class Reply:
             return jsonlib.loads(self.body)
         except (ValueError, RecursionError) as error:
             raise OutboundError("protocol", f"{self.url} did not answer with JSON: {error}.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An answer whose body is still coming: ``chunks`` yields it, unpacked, and raises :class:`OutboundError`.
+
+    ``chunks`` ends at the request's limits: at ``max_decompressed_bytes`` with an error of the kind "size", at the
+    deadline with one of the kind "timeout".
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str]
+    chunks: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +160,43 @@ class Outbound:
         """
         return await self.request("GET", url, headers=headers, limits=limits, take=take)
 
+    @asynccontextmanager
+    async def stream(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        socket: str | None = None,
+    ) -> AsyncIterator[Streamed]:
+        """GET ``url`` and hand its body on as it comes, in bounded memory. Redirects are answers here.
+
+        With ``socket`` the request goes to the Unix socket of that path, if the policy names it, and may only look at
+        containers (Docker's Engine API); the host of ``url`` is then a mere name. Raises :class:`OutboundError`.
+        """
+        limits = limits or self._limits
+        where = self._parse(url)
+        pool = self._pool(self._permit(where)) if socket is None else self._socket_pool(socket, where)
+        sent, _ = request_headers(where, None, headers or {})
+        extensions = {"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}}
+        progress = _Progress()
+        try:
+            async with asyncio.timeout(limits.deadline_s) as clock, AsyncExitStack() as stack:
+                try:
+                    opened = pool.stream("GET", _core_url(where), headers=sent, extensions=extensions)
+                    response = await stack.enter_async_context(opened)
+                except _broken_kinds() as error:
+                    raise _broken(where, error, limits) from None
+                progress.answered = True
+                received = _headers_of(response)
+                decode = Decoder(str(where), received.get("content-encoding", ""))
+                chunks = _unpacked(where, response.aiter_stream(), decode, limits, progress)
+                yield Streamed(str(where), response.status, received, chunks)
+        except TimeoutError:
+            if not clock.expired():
+                raise  # of whoever reads the chunks
+            raise OutboundError("timeout", progress.late(str(where), limits.deadline_s)) from None
+
     async def post(
         self, url: str, body: object, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None
     ) -> Reply:
@@ -161,7 +227,7 @@ class Outbound:
                         return reply
                     where, before = self._redirected(where, target), where
                     if (where.scheme, where.port) != (before.scheme, before.port):
-                        headers = _without_credentials(headers or {})
+                        headers = without_credentials(headers or {})
                 raise OutboundError("redirect", f"{url} redirects more than {MAX_REDIRECTS} times.")
         except TimeoutError:
             raise OutboundError("timeout", progress.late(str(where), limits.deadline_s)) from None
@@ -229,25 +295,21 @@ class Outbound:
         started: float,
         take: Take | None,
     ) -> Reply:
-        import httpcore
-
         allowance = self._permit(where)
-        sent, content = _request_headers(where, body, headers)
+        sent, content = request_headers(where, body, headers)
         parts: list[bytes] = []
+        truncated = False
         try:
             async with self._pool(allowance).stream(
                 method,
-                httpcore.URL(
-                    scheme=where.scheme.encode(), host=where.host.encode(), port=where.port, target=where.path.encode()
-                ),
+                _core_url(where),
                 headers=sent,
                 content=content,
                 extensions={"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}},
             ) as response:
                 progress.answered = True
-                received = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
-                decode = _decoder(str(where), received.get("content-encoding", ""))
-                truncated = False
+                received = _headers_of(response)
+                decode = Decoder(str(where), received.get("content-encoding", ""))
                 keep = take if take is not None and response.status == 200 else parts.append
                 async for chunk in response.aiter_stream():
                     progress.raw += len(chunk)
@@ -274,32 +336,107 @@ class Outbound:
                     address,
                     truncated,
                 )
-        except (httpcore.ConnectTimeout, httpcore.PoolTimeout):
-            raise OutboundError("timeout", f"{where} took no connection within {limits.connect_s:g} s.") from None
-        except httpcore.ConnectError as error:
-            raise _connect_error(where, error) from None
-        except (httpcore.ProtocolError, httpcore.UnsupportedProtocol, ValueError) as error:
-            raise OutboundError("protocol", f"{where} does not speak HTTP as expected: {error}.") from None
-        except (httpcore.NetworkError, httpcore.TimeoutException) as error:
-            raise OutboundError("connect", f"{where} broke the connection off{because(error)}.") from None
+        except _broken_kinds() as error:
+            raise _broken(where, error, limits) from None
 
     def _pool(self, allowance: Allowance) -> httpcore.AsyncConnectionPool:
         import httpcore
 
         ca_file = allowance.ca_file or self._policy.ca_file
         # Private permission is per server, so servers do not share a pool unless they share all of it.
-        key = f"{allowance.private}|{ca_file}|{allowance.host}|{allowance.port}"
+        identity = hash((allowance.ca_data, allowance.client_cert))
+        key = f"{allowance.private}|{ca_file}|{identity}|{allowance.host}|{allowance.port}"
         if key not in self._pools:
+            secure = allowance.scheme == "https"
             self._pools[key] = httpcore.AsyncConnectionPool(
-                ssl_context=tls_context(ca_file) if allowance.scheme == "https" else None,
+                ssl_context=tls_context(ca_file, allowance.ca_data, allowance.client_cert) if secure else None,
                 network_backend=cast("httpcore.AsyncNetworkBackend", self._backend(allowance)),
                 max_connections=8,
                 keepalive_expiry=30.0,
             )
         return self._pools[key]
 
+    def _socket_pool(self, path: str, where: Url) -> httpcore.AsyncConnectionPool:
+        import httpcore
+
+        try:
+            self._policy.permit_socket(path)
+        except AddressError as error:
+            raise OutboundError("refused", str(error)) from None
+        if where.scheme != "http" or not _SOCKET_PATHS.fullmatch(where.path):
+            raise OutboundError("refused", f"{where.path[:200]} is not asked for on a Unix socket.")
+        check_socket(path)
+        key = f"unix:{path}"
+        if key not in self._pools:
+            self._pools[key] = httpcore.AsyncConnectionPool(uds=path, max_connections=4)
+        return self._pools[key]
+
     def _backend(self, allowance: Allowance) -> PinnedBackend:
         return PinnedBackend(self._policy, allowance, self._resolve, self._connected)
+
+
+def _broken_kinds() -> tuple[type[Exception], ...]:
+    """What httpcore raises; asked for late, so that it is imported with the first request only."""
+    import httpcore
+
+    return (
+        httpcore.NetworkError,
+        httpcore.TimeoutException,
+        httpcore.ProtocolError,
+        httpcore.UnsupportedProtocol,
+        ValueError,
+    )
+
+
+def _broken(where: Url, error: Exception, limits: Limits) -> OutboundError:
+    """The sentence for what httpcore raised."""
+    import httpcore
+
+    if isinstance(error, (httpcore.ConnectTimeout, httpcore.PoolTimeout)):
+        return OutboundError("timeout", f"{where} took no connection within {limits.connect_s:g} s.")
+    if isinstance(error, httpcore.ConnectError):
+        return _connect_error(where, error)
+    if isinstance(error, (httpcore.ProtocolError, httpcore.UnsupportedProtocol, ValueError)):
+        return OutboundError("protocol", f"{where} does not speak HTTP as expected: {error}.")
+    return OutboundError("connect", f"{where} broke the connection off{because(error)}.")
+
+
+def _core_url(where: Url) -> httpcore.URL:
+    import httpcore
+
+    return httpcore.URL(
+        scheme=where.scheme.encode(), host=where.host.encode(), port=where.port, target=where.path.encode()
+    )
+
+
+def _headers_of(response: httpcore.Response) -> dict[str, str]:
+    return {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers}
+
+
+async def _unpacked(
+    where: Url,
+    raw: AsyncIterator[bytes],
+    decode: Decoder,
+    limits: Limits,
+    progress: _Progress,
+) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in raw:
+            progress.raw += len(chunk)
+            limit = limits.max_bytes if progress.raw > limits.max_bytes else 0
+            for piece in decode(chunk):
+                room = limits.max_decompressed_bytes - progress.size
+                progress.size += len(piece)
+                if piece[: max(room, 0)]:
+                    yield piece[: max(room, 0)]
+                if len(piece) > room:
+                    limit = limits.max_decompressed_bytes
+                    break
+            if limit:
+                raise OutboundError("size", f"{where} answered with more than {limit} bytes.")
+        decode.finish()
+    except _broken_kinds() as error:
+        raise _broken(where, error, limits) from None
 
 
 class _Progress:
@@ -314,51 +451,6 @@ class _Progress:
         if self.answered:
             return f"{where} had sent {self.raw} bytes after {deadline_s:g} s and was not finished."
         return f"{where} did not answer within {deadline_s:g} s."
-
-
-def _without_credentials(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
-
-
-def _request_headers(
-    where: Url, body: object, headers: Mapping[str, str]
-) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
-    content = None if body is None else jsonlib.dumps(body).encode()
-    merged = {"Host": where.authority, "Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "vllm-diagnose"}
-    if content is not None:
-        merged |= {"Content-Type": "application/json", "Content-Length": str(len(content))}
-    for name, value in headers.items():
-        if name.lower() in ("host", "content-length", "transfer-encoding", "connection", "accept-encoding"):
-            raise OutboundError("refused", f"The header {name} cannot be set by a caller.")
-        if not value.isprintable() or not name.replace("-", "").isalnum():
-            raise OutboundError("refused", f"The header {name!r} contains a character that headers cannot carry.")
-        merged[name] = value
-    return [(name.encode("ascii"), value.encode("utf-8")) for name, value in merged.items()], content
-
-
-def _decoder(where: str, encoding: str) -> Callable[[bytes], Iterator[bytes]]:
-    """A function that undoes ``encoding``, in pieces: a small chunk may unpack to a thousand times its size."""
-    encoding = encoding.strip().lower()
-    if encoding in ("", "identity"):
-        return lambda chunk: iter((chunk,))
-    if encoding not in ("gzip", "x-gzip"):
-        raise OutboundError("protocol", f"{where} answered with the encoding {encoding[:40]!r}; only gzip is taken.")
-    inflate = zlib.decompressobj(wbits=31)
-
-    def decode(chunk: bytes) -> Iterator[bytes]:
-        try:
-            while chunk:
-                piece = inflate.decompress(chunk, PIECE_BYTES)
-                chunk = inflate.unconsumed_tail
-                yield piece
-                if not piece and not chunk:
-                    return
-            while not inflate.eof and (piece := inflate.decompress(b"", PIECE_BYTES)):
-                yield piece  # what zlib still held back because the last piece was full
-        except zlib.error as error:
-            raise OutboundError("protocol", f"{where} answered with broken gzip: {error}.") from None
-
-    return decode
 
 
 def _connect_error(where: Url, error: Exception) -> OutboundError:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
+import stat
 from collections.abc import Awaitable, Callable, Iterable
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tools.addresses import AddressError, Allowance, IPAddress, Policy, Url, literal, parse_url
@@ -181,18 +184,64 @@ def split_proxy(text: str) -> tuple[Url, str]:
         raise OutboundError("proxy", f"The configured proxy cannot be used. {error}") from None
 
 
-def tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """A context that trusts ``ca_file``, or the bundled public authorities; the environment is not asked."""
+def tls_context(
+    ca_file: str | None, ca_data: str | None = None, client_cert: tuple[str, str] | None = None
+) -> ssl.SSLContext:
+    """A context that trusts ``ca_data`` or ``ca_file``, or the bundled public authorities; the environment is not asked."""
     try:
-        if ca_file is None:
-            import certifi
-
-            ca_file = certifi.where()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise OutboundError("tls", f"The certificates in {ca_file} cannot be read{because(error)}.") from None
+        if ca_data is not None:
+            context.load_verify_locations(cadata=ca_data)
+        else:
+            if ca_file is None:
+                import certifi
+
+                ca_file = certifi.where()
+            context.load_verify_locations(cafile=ca_file)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        where = ca_file or "the configuration"
+        raise OutboundError("tls", f"The certificates in {where} cannot be read{because(error)}.") from None
+    if client_cert is not None:
+        _show_certificate(context, *client_cert)
     return context
+
+
+def _show_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Load a certificate with its key from text; OpenSSL only reads files, so they stand in one that has no name."""
+    try:
+        number = os.memfd_create("client-certificate")
+    except (AttributeError, OSError):
+        raise OutboundError("tls", "This system has no memory files; client certificates cannot be used.") from None
+    try:
+        with open(number, "wb", closefd=False) as file:
+            file.write(f"{certificate.strip()}\n{key.strip()}\n".encode())
+        context.load_cert_chain(f"/proc/self/fd/{number}", password=lambda: b"")
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise OutboundError("tls", f"The client certificate cannot be used{because(error)}.") from None
+    finally:
+        os.close(number)
+
+
+def check_socket(path: str) -> None:
+    """Raise :class:`OutboundError` unless ``path`` is a Unix socket that only its owner or root could have put there.
+
+    Whoever may replace the socket could answer in its name, so it must be absolute, belong to root or to this user,
+    and lie in a folder that others cannot write to.
+    """
+    refused = f"The socket {path!r:.200} is not opened: "
+    where = Path(path)
+    if not where.is_absolute() or "\0" in path or ".." in where.parts:
+        raise OutboundError("refused", f"{refused}its path must be absolute and without '..'.")
+    try:
+        found, folder = where.stat(), where.resolve().parent.stat()
+    except OSError as error:
+        raise OutboundError("connect", f"The socket {path} cannot be looked at{because(error)}.") from None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OutboundError("refused", f"{refused}it is no socket.")
+    if found.st_uid not in (0, os.geteuid()):
+        raise OutboundError("refused", f"{refused}it belongs to another user.")
+    if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
+        raise OutboundError("refused", f"{refused}everybody may write to its folder.")
 
 
 def because(error: BaseException) -> str:
