@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,13 @@ from typing import Any
 from assistant.settings import Settings, SettingsError, read_small_file
 from tools.addresses import AddressError, Allowance, Policy, parse_url
 
+#: Further keys of a kind of access. Those that name files count from the folder of the targets file.
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "kubernetes": ("namespace", "pod", "selector", "container", "context"),
+    "docker": ("socket",),
+    "journald": ("folder",),
+}
+_LOG_KINDS = ("files", "loki", "kubernetes", "docker", "journald")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_DEPTH = 10
 
@@ -43,9 +50,9 @@ class Secret:
 class Access:
     """One thing of a target that can be read: an address with its credential, or paths on this machine.
 
-    ``kind`` is ``vllm`` or ``prometheus`` for metrics, ``files`` or ``loki`` for logs, ``mcp`` for a node's tools,
-    ``dcgm`` for its GPUs' exporter.
-    ``query`` is what selects this target there: a PromQL label matcher or a LogQL stream selector.
+    ``kind`` is ``vllm`` or ``prometheus`` for metrics; ``files``, ``loki``, ``kubernetes``, ``docker`` or ``journald``
+    for logs; ``mcp`` for a node's tools, ``dcgm`` for its GPUs' exporter. ``query`` is what selects this target there: PromQL label matchers or a LogQL
+    stream selector. ``options`` holds what only some kinds have (:data:`OPTIONS`), paths already resolved.
     """
 
     kind: str
@@ -55,6 +62,24 @@ class Access:
     token: Secret | None = None
     private: bool | None = None
     ca_file: str | None = None
+    username: str = ""
+    password: Secret | None = None
+    tenant: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def headers(self) -> dict[str, str]:
+        """Credentials and tenant as HTTP headers; raises :class:`SettingsError` where a credential is not there."""
+        found = {}
+        if self.token is not None:
+            found["Authorization"] = f"Bearer {self.token.read()}"
+        elif self.username:
+            import base64
+
+            secret = self.password.read() if self.password is not None else ""
+            found["Authorization"] = "Basic " + base64.b64encode(f"{self.username}:{secret}".encode()).decode()
+        if self.tenant:
+            found["X-Scope-OrgID"] = self.tenant
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +93,22 @@ class Target:
     ca_file: str | None = None
     api_key: Secret | None = None
     metrics: Access | None = None
-    logs: Access | None = None
+    logs: tuple[Access, ...] = ()
     node_tools: Access | None = None
     gpus: Access | None = None
 
     def allowances(self) -> tuple[Allowance, ...]:
         """Every server that looking at this target may connect to."""
         found = [Allowance.of(self.address, private=self.private, ca_file=self.ca_file)]
-        for access in (self.metrics, self.logs, self.node_tools, self.gpus):
-            if access is not None and access.address:
+        for access in (self.metrics, *self.logs, self.node_tools, self.gpus):
+            if access is not None and "://" in access.address:
                 private = self.private if access.private is None else access.private
                 found.append(Allowance.of(access.address, private=private, ca_file=access.ca_file or self.ca_file))
         return tuple(dict.fromkeys(found))
+
+    def sockets(self) -> tuple[str, ...]:
+        """The Unix sockets that looking at this target may open: Docker's, where its logs come from there."""
+        return tuple(access.options["socket"] for access in self.logs if access.kind == "docker")
 
 
 def load_targets(path: Path) -> dict[str, Target]:
@@ -113,6 +142,7 @@ def policy_for(settings: Settings, targets: Mapping[str, Target], *extra: Allowa
         no_proxy=tuple(settings["outbound.no_proxy"]),
         proxy_resolves_names=settings.yes("outbound.proxy_resolves_names"),
         ca_file=settings.text("outbound.ca_file") or None,
+        sockets=tuple(dict.fromkeys(path for target in targets.values() for path in target.sockets())),
     )
 
 
@@ -179,7 +209,7 @@ def _target(name: str, entry: Any, folder: Path) -> Target:
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise ValueError("labels must map names to texts.")
     metrics = _access(table, "metrics", ("vllm", "prometheus"), folder)
-    logs = _access(table, "logs", ("files", "loki"), folder)
+    logs = _logs(table, folder)
     node_tools = _access(table, "node_tools", ("mcp",), folder)
     gpus = _access(table, "gpus", ("dcgm",), folder)
     return Target(
@@ -196,17 +226,35 @@ def _target(name: str, entry: Any, folder: Path) -> Target:
     )
 
 
+def _logs(table: Mapping[str, Any], folder: Path) -> tuple[Access, ...]:
+    """``logs:`` is one place or a list of places (Kubernetes for events and state, Loki for what it no longer has)."""
+    given = table.get("logs")
+    if given is None:
+        return ()
+    places = given if isinstance(given, list) else [given]
+    if not 0 < len(places) <= 8:
+        raise ValueError("logs must be one place or a list of at most 8.")
+    found = (_access({"logs": place}, "logs", _LOG_KINDS, folder) for place in places)
+    return tuple(access for access in found if access is not None)
+
+
 def _access(table: Mapping[str, Any], name: str, kinds: tuple[str, ...], folder: Path) -> Access | None:
     """``metrics: {prometheus: URL, query: …}``: one of ``kinds`` names the way, the rest belongs to it."""
     if name not in table:
         return None
-    part = _table(table[name], (*kinds, "query", "token_file", "token_env", "private", "ca_file"), name)
+    general = ("query", "token_file", "token_env", "username", "password_file", "password_env", "tenant")
+    special = tuple(option for kind in kinds for option in OPTIONS.get(kind, ()))
+    part = _table(table[name], (*kinds, *general, "private", "ca_file", *special), name)
     chosen = [kind for kind in kinds if kind in part]
     if len(chosen) != 1:
         raise ValueError(f"{name} must have exactly one of {', '.join(kinds)}.")
     kind = chosen[0]
+    foreign = [key for key in part if key in special and key not in OPTIONS.get(kind, ())]
+    if foreign:
+        raise ValueError(f"{name}.{foreign[0]} has no meaning beside {name}.{kind}.")
     paths: tuple[str, ...] = ()
     address = ""
+    options = {key: _text(part, key) for key in OPTIONS.get(kind, ()) if key in part}
     if kind == "files":
         given = part["files"] if isinstance(part["files"], list) else [part["files"]]
         if not given or not all(isinstance(item, str) and item for item in given):
@@ -214,16 +262,68 @@ def _access(table: Mapping[str, Any], name: str, kinds: tuple[str, ...], folder:
         paths = tuple(str(folder / item) for item in given)
     else:
         address = _text(part, kind, required=True)
-        parse_url(address)
+        if kind in _CHECKS:
+            _CHECKS[kind](name, address, options, folder)
+        else:
+            parse_url(address)
+    username, token, password = (
+        _text(part, "username"),
+        _secret(part, "token", folder),
+        _secret(part, "password", folder),
+    )
+    if username and token:
+        raise ValueError(f"{name}.username and a token are both given; leave one of them out.")
+    if password and not username:
+        raise ValueError(f"{name}.username is missing beside its password.")
     return Access(
         kind=kind,
         address=address,
         paths=paths,
         query=_text(part, "query"),
-        token=_secret(part, "token", folder),
+        token=token,
         private=_yes_no(part, "private"),
         ca_file=_path(part, "ca_file", folder),
+        username=username,
+        password=password,
+        tenant=_text(part, "tenant"),
+        options=options,
     )
+
+
+def _check_kubernetes(name: str, address: str, options: dict[str, str], folder: Path) -> None:
+    """``in-cluster``, an API server's address, or the path of a kubeconfig, which becomes ``options["kubeconfig"]``."""
+    if bool(options.get("pod")) == bool(options.get("selector")):
+        raise ValueError(f"{name} must name either a pod or a selector of pods.")
+    if "://" in address:
+        parse_url(address)
+        if not options.get("namespace"):
+            raise ValueError(f"{name}.namespace is missing.")
+    elif address != "in-cluster":
+        options["kubeconfig"] = str(folder / Path(address).expanduser())
+
+
+def _check_docker(name: str, address: str, options: dict[str, str], folder: Path) -> None:
+    """``docker:`` names the container; the socket is the daemon's usual one unless given."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", address):
+        raise ValueError(f"{name}.docker must be the name or id of a container.")
+    options.setdefault("socket", "/var/run/docker.sock")
+    if not options["socket"].startswith("/"):
+        raise ValueError(f"{name}.socket must be an absolute path.")
+
+
+def _check_journald(name: str, address: str, options: dict[str, str], folder: Path) -> None:
+    """``journald:`` names the unit; ``folder`` reads the files of another machine's journal."""
+    if not re.fullmatch(r"[A-Za-z0-9_:.\\@][A-Za-z0-9_:.\\@-]{0,254}", address):
+        raise ValueError(f"{name}.journald must be the name of a unit, such as vllm.service.")
+    if options.get("folder"):
+        options["folder"] = str(folder / options["folder"])
+
+
+_CHECKS: Mapping[str, Callable[[str, str, dict[str, str], Path], None]] = {
+    "kubernetes": _check_kubernetes,
+    "docker": _check_docker,
+    "journald": _check_journald,
+}
 
 
 def _table(value: Any, known: tuple[str, ...], name: str = "") -> dict[str, Any]:

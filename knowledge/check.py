@@ -250,6 +250,13 @@ class _Checker:
             belongs = example["belongs_to"]
             if belongs not in ("unknown", "healthy"):
                 self.refer(belongs, self.names.causes, "cause", document, ("examples", "near_miss", index))
+        for kind in ("match", "near_miss"):
+            for index, example in enumerate(data["examples"][kind]):
+                for name in example.get("facts") or ():
+                    if not self.names.has_observable(name):
+                        near = _nearest(name, self.names.observables)
+                        at = ("examples", kind, index, "facts")
+                        self.add(document, at, f"the observable {name!r} does not exist", f"Did you mean {near}?")
         if document.path.parent.name != "normal" and not data.get("fixes"):
             self.add(document, (), "a cause without a fix helps nobody", "Add at least one fix")
 

@@ -78,12 +78,13 @@ class SourceEntry(Strict):
 class ExampleEntry(Strict):
     log: str | None = None
     text: str | None = None
+    facts: dict[str, str | int | float | bool] | None = None
     belongs_to: str | None = None
 
     @model_validator(mode="after")
     def _has_material(self) -> ExampleEntry:
-        if not (self.log or self.text):
-            raise ValueError("an example gives a log, a text, or both")
+        if not (self.log or self.text or self.facts):
+            raise ValueError("an example gives a log, a text, or facts that a tool would bring (or several of them)")
         return self
 
 

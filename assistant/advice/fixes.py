@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,9 @@ from knowledge.vllm_tables import Flag, flag, variables
 
 #: What a restart destroys for every cause that names nothing of its own.
 _ALWAYS_SAVE = "save-server-log"
+_PLACE = re.compile(r"<<([a-z_]+(?:\.[a-z_]+)?)>>")
+#: What may be filled into a command: names, paths and numbers. Nothing in here means anything to a shell or to JSON.
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,252}|/[A-Za-z0-9._/-]{0,200}")
 
 
 def advise(
@@ -43,14 +47,18 @@ def advise(
 
 
 def collect_first(
-    cause: Cause, catalog: Catalog, language: Language, version: str | None = None
+    cause: Cause, catalog: Catalog, language: Language, version: str | None = None, facts: Facts | None = None
 ) -> tuple[Collect, ...]:
     """What a restart would destroy, for this cause; the log of the run where the cause names nothing of its own."""
     names = cause.collect
     if not names and _ALWAYS_SAVE in catalog.intents and any(f.impact in ("restart", "node") for f in cause.fixes):
         names = (_ALWAYS_SAVE,)
     intents = [catalog.intents[name] for name in names]
-    return tuple(Collect(i.action[language] if i.action else i.title[language], _command(i, version)) for i in intents)
+    known = facts or Facts()
+    return tuple(
+        Collect(i.action[language] if i.action else i.title[language], _filled(_command(i, version), None, known))
+        for i in intents
+    )
 
 
 def _applies(fix: Fix, facts: Facts) -> bool:
@@ -91,7 +99,8 @@ class _Writer:
         intent = self.catalog.intents[fix.intent]
         plan = _Plan([], [], [], [], [], [], [])
         number = self._value(fix.value if fix.value is not None else intent.value)
-        title, command, lacking = intent.title[self.language], _command(intent, self.version), False
+        title, lacking = intent.title[self.language], False
+        command = _filled(_command(intent, self.version), number.value, self.facts)
         written: Written | None = None
         spelling = _spelling(intent, self.version)
         if spelling is not None and (known := flag(self.version, spelling.flag)) is not None:
@@ -134,7 +143,7 @@ class _Writer:
         undo = intent.undo[self.language] if intent.undo else (" " if self.language == "en" else "").join(plan.undo)
         return Advice(
             title=title,
-            why=self._joined(fix.why[self.language], intent.action[self.language] if intent.action else ""),
+            why=self._joined(fix.why[self.language], self._action(intent, number)),
             command=command,
             flags=tuple(plan.flags),
             expected=expected,
@@ -151,6 +160,12 @@ class _Writer:
 
     def _joined(self, first: str, second: str) -> str:
         return f"{first} {second}".strip() if self.language == "en" else f"{first}{second}"
+
+    def _action(self, intent: Intent, number: Number) -> str:
+        """What to do in words; a sentence that needs a value is left out where there is none."""
+        if intent.action is None or (number.value is None and "{value}" in intent.action[self.language]):
+            return ""
+        return intent.action[self.language].replace("{value}", number.value or "")
 
     # --- what to set
 
@@ -366,6 +381,19 @@ class _Writer:
             self.word(f"left-out-{reason}", names=", ".join(names), version=self.version)
             for reason, names in reasons.items()
         ]
+
+
+def _filled(command: str | None, value: str | None, facts: Facts) -> str | None:
+    """The command with its places filled; None where one is unknown or holds what no name of that kind holds.
+
+    ``<<value>>`` is the fix's value, ``<<pod.name>>`` an observable. What is filled in comes from outside.
+    """
+    if command is None or "<<" not in command:
+        return command
+    places = {place: value if place == "value" else facts.value(place) for place in _PLACE.findall(command)}
+    if any(filled is None or not _PLAIN.fullmatch(str(filled)) for filled in places.values()):
+        return None
+    return _PLACE.sub(lambda found: str(places[found.group(1)]), command)
 
 
 def _command(intent: Intent, version: str | None) -> str | None:

@@ -333,6 +333,39 @@ def sequences_without_preemption(facts: Facts, started: Started) -> Number:
     return Number(str(fit)) if fit is not None else fewer_sequences(facts, started)
 
 
+#: How much longer than the start that was measured the probe should wait: the next one may find colder caches.
+START_MARGIN = 1.5
+#: A start that was cut off is taken to need at least this many times the seconds it was given.
+CUT_OFF_MARGIN = 2.0
+
+
+def _start_needs(facts: Facts) -> float | None:
+    """Seconds that a start should be given: from one that was measured, else from how far one came that was ended."""
+    measured = [_number(facts, name) for name in ("container.startup_s", "log.startup_seconds")]
+    known = [seconds for seconds in measured if seconds is not None]
+    if known:
+        return max(known) * START_MARGIN
+    lived = _number(facts, "container.lived_s") or _number(facts, "probe.window_s")
+    if lived is None:
+        return None
+    return max(lived * CUT_OFF_MARGIN, (lived + (_number(facts, "log.seconds_left") or 0.0)) * START_MARGIN)
+
+
+def startup_failure_threshold(facts: Facts, started: Started) -> Number:
+    """``failureThreshold`` for a probe whose window, initialDelaySeconds + failureThreshold x periodSeconds, fits."""
+    needs, period = _start_needs(facts), _number(facts, "probe.period_s")
+    if needs is None or period is None or period <= 0:
+        return UNKNOWN
+    fits = math.ceil((needs - (_number(facts, "probe.initial_delay_s") or 0.0)) / period)
+    return Number(str(max(fits, int(_number(facts, "probe.failure_threshold") or 0) + 1)))
+
+
+def startup_failure_threshold_every_10_s(facts: Facts, started: Started) -> Number:
+    """The same for a new probe that asks every 10 s (the API's default) without an initial delay."""
+    needs = _start_needs(facts)
+    return Number(str(math.ceil(needs / 10.0))) if needs is not None else UNKNOWN
+
+
 NUMBERS: dict[str, Calculation] = {
     "longest_context_that_fits": longest_context_that_fits,
     "utilization_that_fits": utilization_that_fits,
@@ -353,4 +386,6 @@ NUMBERS: dict[str, Calculation] = {
     "tool_parser_of_model": tool_parser_of_model,
     "sequences_for_the_queue": sequences_for_the_queue,
     "sequences_without_preemption": sequences_without_preemption,
+    "startup_failure_threshold": startup_failure_threshold,
+    "startup_failure_threshold_every_10_s": startup_failure_threshold_every_10_s,
 }

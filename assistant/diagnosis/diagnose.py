@@ -121,7 +121,7 @@ class _Answer:
             stage=_text(self.facts.value("log.stage")),
             causes=findings if verdict != "healthy" else (),
             looked_at=self.case.reading.looked_at,
-            collect_first=collect_first(leader.cause, self.catalog, self.language, self.version)
+            collect_first=collect_first(leader.cause, self.catalog, self.language, self.version, self.facts)
             if verdict == "cause" and leader
             else (),
             ruled_out=self._ruled_out(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import read_case
 from assistant.diagnosis.model import Diagnosis
 from knowledge.sources import ROOT, cause_files, cause_id, read_yaml
+from tools.evidence import Evidence, Origin, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ def run_examples(engine: Engine, root: Path = ROOT, only: frozenset[str] = froze
         for kind in ("match", "near_miss"):
             for index, example in enumerate(document.data["examples"].get(kind, ())):
                 case, _ = read_case(engine.catalog, text=example_material(example))
+                stated = example.get("facts") or {}
+                facts = tuple(Evidence(name, "present", value, Origin("example")) for name, value in stated.items())
+                case = replace(case, reading=case.reading + Reading(facts))
                 diagnosis = engine.diagnose(case)
                 wanted = example.get("belongs_to", own)
                 if wanted.startswith("normal/"):

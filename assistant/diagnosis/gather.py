@@ -8,7 +8,8 @@ from pathlib import Path
 from assistant.diagnosis.model import Case, Language
 from knowledge.catalog import Catalog
 from knowledge.text import language_of
-from tools.logs import LogInput, LogReading, ReadOptions, read_logs
+from tools.evidence import Reading
+from tools.logs import LogInput, LogReading, ReadOptions, SourceError, read_logs
 
 #: The name under which the person's own words appear as a source.
 WORDS = "text"
@@ -24,15 +25,24 @@ def read_case(
     vllm_version: str | None = None,
     target: str | None = None,
     answers: dict[str, str] | None = None,
+    beside: Reading | None = None,
 ) -> tuple[Case, LogReading | None]:
     """Reads everything once. Log lines inside the text are read as a log, the rest as the person's words.
 
-    Raises ``OSError`` where a log cannot be opened.
+    ``beside`` is what other tools brought. Raises ``OSError`` where no log can be opened and nothing else was brought.
     """
     inputs = list(logs)
     if text.strip():
         inputs.append(LogInput(name=WORDS, data=text.encode("utf-8", "replace"), pasted=True))
-    reading = read_logs(inputs, tuple(catalog.messages.values()), options or ReadOptions()) if inputs else None
+    more = beside or Reading()
+    reading = None
+    if inputs:
+        try:
+            reading = read_logs(inputs, tuple(catalog.messages.values()), options or ReadOptions())
+        except SourceError as error:
+            if not more.evidence:
+                raise
+            more += Reading(not_measured=(("log", str(error)),))
     prose = reading.prose if reading is not None else text
     if prose:
         from tools.redaction import clean, redact
@@ -41,7 +51,7 @@ def read_case(
     if language is None:
         language = "zh" if language_of(prose) == "zh" else "en"
     case = Case(
-        reading=reading.reading if reading is not None else Case().reading,
+        reading=more if reading is None else reading.reading + more,
         text=prose,
         language=language,
         vllm_version=vllm_version,

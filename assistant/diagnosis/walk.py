@@ -21,7 +21,9 @@ def walk(facts: Facts, catalog: Catalog, language: Language) -> tuple[Step, ...]
     """Follows the tree from its start: each node is answered by evidence, or goes its ``unknown`` way."""
     steps: list[Step] = []
     name = catalog.tree.start
-    while name != "decide" and len(steps) < _MOST_STEPS:
+    for _ in range(_MOST_STEPS):
+        if name == "decide":
+            break
         node = catalog.tree.nodes[name]
         item = facts.values.get(node.observe)
         if item is not None and item.state == "present":
@@ -37,9 +39,16 @@ def walk(facts: Facts, catalog: Catalog, language: Language) -> tuple[Step, ...]
             )
             name = node.next.get(value) or node.next.get("any") or node.next.get("unknown", "decide")
         else:
-            steps.append(Step(name, node.question[language], catalog.word("answer-unknown", language), "default"))
+            if not _needs_a_target(catalog, node.observe):  # a question nobody could have answered is no step
+                steps.append(Step(name, node.question[language], catalog.word("answer-unknown", language), "default"))
             name = node.next.get("unknown") or node.next.get("any", "decide")
     return tuple(steps)
+
+
+def _needs_a_target(catalog: Catalog, observable: str) -> bool:
+    """Whether only a look at the target's own surroundings can tell."""
+    declared = catalog.observable(observable)
+    return declared is not None and declared.suppliers == ("look_at_target",)
 
 
 def _label(catalog: Catalog, observable: str, value: str, language: Language) -> str:

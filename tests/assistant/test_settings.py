@@ -198,7 +198,7 @@ def test_yaml_and_toml_say_the_same(tmp_path: Path, targets: dict[str, Target]) 
     prod = targets["prod"]
     assert prod.metrics and prod.metrics.kind == "prometheus" and prod.metrics.query == 'job="vllm"'
     assert prod.labels == {"team": "search"}
-    assert targets["laptop"].logs and targets["laptop"].logs.paths == (str(tmp_path / "server.log"), "/var/log/vllm")
+    assert targets["laptop"].logs and targets["laptop"].logs[0].paths == (str(tmp_path / "server.log"), "/var/log/vllm")
 
 
 def test_what_targets_name_may_be_connected_to_and_nothing_else(targets: dict[str, Target]) -> None:
@@ -221,7 +221,8 @@ def test_credentials_are_read_when_used(
     tmp_path: Path, targets: dict[str, Target], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key, logs = targets["prod"].api_key, targets["prod"].logs
-    assert key and logs and logs.token
+    logs = logs[0]
+    assert key and logs.token
     with pytest.raises(SettingsError, match="credential file"):
         key.read()
     write(tmp_path / "key", "s3cret\n")

@@ -166,7 +166,7 @@ class _Collector:
             if not chosen:
                 self._missed.append((source.name, f"there is no run {wanted}; the log holds {count}"))
         last = reader.runs[-1]
-        reporter = Reporter(reader.year, count, _silence(last, moment, damaged))
+        reporter = Reporter(reader.year, count, _silence(last, moment, damaged), broken_off=damaged)
         for run in chosen:
             self._evidence.extend(reporter.evidence(run))
             self._coverage.append(run.coverage(count, source.pasted))

@@ -11,12 +11,16 @@ from tools.logs.runs import Run
 
 
 class Reporter:
-    """Turns runs of one source into evidence; ``silence_seconds`` is the age of a live log's last line, if known."""
+    """Turns runs of one source into evidence; ``silence_seconds`` is the age of a live log's last line, if known.
 
-    def __init__(self, year: int, runs: int, silence_seconds: float | None) -> None:
+    ``broken_off`` says that reading ended before the source did: how its last run ends is not known then.
+    """
+
+    def __init__(self, year: int, runs: int, silence_seconds: float | None, *, broken_off: bool = False) -> None:
         self._year = year
         self._runs = runs
         self._silence = silence_seconds
+        self._broken_off = broken_off
 
     def _at(self, clock: str | None) -> datetime | None:
         return read_clock(clock, self._year) if clock else None
@@ -41,7 +45,11 @@ class Reporter:
         yield _fact("log.coverage", run.coverage_word, end)
         first = Origin(run.source, run.first_failure_line or run.last_line or None, None, None, run.first_failure_line)
         yield _fact("log.failures", run.failures, first, run.first_failure)
-        yield _fact("log.ended", run.ended, end)
+        if self._broken_off and run.number == self._runs and run.ended == "open":
+            why = "reading broke off before the end of the log"
+            yield Evidence("log.ended", "unknown", None, end, why_unknown=why)
+        else:
+            yield _fact("log.ended", run.ended, end)
         yield _fact("log.runs", self._runs, end)
         shown: set[tuple[str | None, str]] = set()
         for line, clock, process, text in sorted(run.unrecognised, key=lambda entry: entry[0]):
@@ -62,6 +70,11 @@ class Reporter:
         if not run.stage:
             return
         stages = run.stages
+        if run.ready and stages.stage == "ready":
+            took = seconds_between(run.first_at, self._at(stages.clock))
+            if took is not None and took >= 0:
+                ready = Origin(run.source, run.ready_line or None, None, self._at(stages.clock), run.ready_line)
+                yield _fact("log.startup_seconds", round(took, 1), ready)
         origin = Origin(run.source, stages.line or run.last_line or None, None, self._at(stages.clock), stages.line)
         yield _fact("log.stage", run.stage, origin)
         if run.stage == stages.stage:

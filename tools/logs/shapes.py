@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from tools.evidence import Reading
 
@@ -16,7 +16,7 @@ InputKind = Literal["log", "metrics", "responses", "config", "ignored"]
 
 @dataclass(frozen=True, slots=True)
 class LogInput:
-    """One source of lines: a file (``path``; "-" is standard input) or bytes already in memory.
+    """One source of lines: a file (``path``; "-" is standard input), bytes already in memory, or an open ``stream``.
 
     ``pasted`` says that the bytes are a person's message, which may hold prose beside log lines and is an excerpt.
     """
@@ -26,10 +26,11 @@ class LogInput:
     data: bytes | None = None
     pasted: bool = False
     kind: InputKind = "log"
+    stream: Callable[[], IO[bytes]] | None = None
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.data is None):
-            raise ValueError(f"log input {self.name!r} needs either a path or data, not both and not neither")
+        if [self.path, self.data, self.stream].count(None) != 2:
+            raise ValueError(f"log input {self.name!r} needs a path, data or a stream: exactly one of them")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,8 @@ def opened(source: LogInput) -> Iterator[tuple[IO[bytes], int | None]]:
     try:
         if source.data is not None:
             raw, size = io.BytesIO(source.data), len(source.data)
+        elif source.stream is not None:
+            raw = source.stream()
         elif source.path is None or str(source.path) == "-":
             raw = sys.stdin.buffer
         else:
@@ -101,7 +103,11 @@ def opened(source: LogInput) -> Iterator[tuple[IO[bytes], int | None]]:
     except OSError as error:
         raise SourceError(f"{source.name} cannot be opened: {error.strerror or error}") from error
     try:
-        yield _decoded(raw), size
+        try:
+            decoded = _decoded(raw)
+        except OSError as error:
+            raise SourceError(f"{source.name} cannot be read: {error.strerror or error}") from error
+        yield decoded, size
     finally:
         if raw is not sys.stdin.buffer:
             raw.close()

@@ -85,8 +85,8 @@ def _checked_targets(settings: Settings) -> tuple[dict[str, str], tuple[str, ...
         return {}, error.problems
     problems: list[str] = []
     for target in targets.values():
-        ways = (target.metrics, target.logs, target.node_tools)
-        for secret in (target.api_key, *(way.token for way in ways if way)):
+        ways = [way for way in (target.metrics, *target.logs, target.node_tools) if way]
+        for secret in (target.api_key, *(way.token for way in ways), *(way.password for way in ways)):
             try:
                 if secret is not None:
                     secret.read()

@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -25,6 +26,11 @@ from assistant.faces.cli.showing import save as save
 from assistant.faces.cli.showing import show as show
 from knowledge.catalog import Catalog
 from tools.logs import LogInput, ReadOptions
+
+if TYPE_CHECKING:
+    from assistant.diagnosis.looking import Found
+    from assistant.targets import Target
+    from tools.addresses import Policy
 
 #: A question on standard input is read up to this many characters; logs have no such limit.
 MOST_TEXT = 4_000_000
@@ -90,26 +96,38 @@ def answer(
     until: datetime | None = None,
     compare: Path | None = None,
     target: str | None = None,
+    live: bool = True,
 ) -> None:
-    """Reads, diagnoses and prints one incident, then ends with its exit status."""
+    """Reads, diagnoses and prints one incident, then ends with its exit status.
+
+    Of a ``target`` the logs and events that it names are read, and with ``live`` its metrics over some seconds.
+    """
     known = catalogue()
     inputs = _open_inputs(paths)
     options = ReadOptions(run=run, since=since, until=until, deadline_s=deadline_s, progress=_progress(inputs))
+    place, policy = _target(target)
+    if not live and place is not None and not place.logs:
+        fail(f"the target {place.name} has no logs in the targets file; add a logs: entry to it")
     try:
-        case, reading = read_case(
-            known,
-            text=text,
-            logs=inputs,
-            options=options,
-            language=language,  # type: ignore[arg-type]
-            vllm_version=vllm_version,
-            answers=answers,
-        )
+        with _looked_at(place, policy, options) as found:
+            case, reading = read_case(
+                known,
+                text=text,
+                logs=[*inputs, *found.logs],
+                options=options,
+                language=language,  # type: ignore[arg-type]
+                vllm_version=vllm_version,
+                target=target,
+                answers=answers,
+                beside=found.reading,
+            )
+            if not live and found.places and not found.answered and not text.strip() and not inputs:
+                fail("; ".join(why for _, why in found.reading.not_measured), 3)
     except ValueError as error:
         fail(str(error))
     except OSError as error:
         fail(f"{error.filename or 'the log'} cannot be read: {error.strerror or error}", 3)
-    if target is not None:
+    if target is not None and live:
         from assistant.faces.cli.live import with_target
 
         case = with_target(case, target, deadline_s)
@@ -130,6 +148,39 @@ def answer(
     show(diagnosis, known, shown, incident)
     if shown.exit_code:
         raise typer.Exit(EXIT[diagnosis.verdict])
+
+
+def _target(given: str | None) -> tuple[Target | None, Policy | None]:
+    """The target that a name or an address means and what may be connected to for it; ends with a sentence if none."""
+    if given is None:
+        return None, None
+    from assistant.faces.cli.live import named
+    from assistant.fleet.naming import known_targets, policy_of
+    from assistant.settings import SettingsError, load
+
+    try:
+        settings = load()
+        targets = known_targets(settings)
+    except SettingsError as error:
+        fail("; ".join(error.problems))
+    target = named(given, targets)
+    return target, policy_of(settings, targets, target)
+
+
+def _looked_at(target: Target | None, policy: Policy | None, options: ReadOptions) -> AbstractContextManager[Found]:
+    """What the target's own logs and events show, while the context is open; nothing without a target."""
+    from assistant.diagnosis.looking import Found, looked_at
+    from assistant.settings import SettingsError
+    from tools.evidence import Reading
+
+    if target is None or policy is None:
+        return nullcontext(Found(Reading(), (), 0, 0))
+    try:
+        for access in target.logs:
+            access.headers()  # a credential that is not there is said before anything is asked
+    except SettingsError as error:
+        fail(str(error))
+    return looked_at(target, policy, options)
 
 
 def _read_one(known: Catalog, path: Path, deadline_s: float) -> Any:

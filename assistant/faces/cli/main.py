@@ -19,6 +19,7 @@ from assistant.faces.cli.options import (
     OutputOption,
     PathOption,
     SaveOption,
+    TargetOption,
     VersionOption,
     fail,
 )
@@ -56,9 +57,7 @@ def ask(
     log: Annotated[
         list[Path] | None, typer.Option("--log", help="a log file of the incident; may be given again")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option("--target", help="a live server beside it: its address, or a name of the targets file")
-    ] = None,
+    target: TargetOption = None,
     lang: LangOption = None,
     vllm_version: VersionOption = None,
     answer: AnswerOption = None,
@@ -69,7 +68,7 @@ def ask(
     exit_code: ExitCodeOption = False,
     save: SaveOption = False,
 ) -> None:
-    """Diagnose from words, logs, or both."""
+    """Diagnose from words, logs, a target, or all of them."""
     from assistant.faces.cli import answering
 
     if text == "-" or (text is None and not log and target is None and not sys.stdin.isatty()):
@@ -93,7 +92,10 @@ def ask(
 
 @app.command()
 def logs(
-    paths: Annotated[list[Path], typer.Argument(help="log files or folders of one incident; - is standard input")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="log files or folders of one incident; - is standard input")
+    ] = None,
+    target: TargetOption = None,
     run: Annotated[str, typer.Option("--run", help="which run of the log: last, all, or its number")] = "last",
     since: Annotated[
         str | None, typer.Option("--since", help="leave out what is older (2026-11-21T14:05, or 14:05)")
@@ -119,6 +121,9 @@ def logs(
     from assistant.faces.cli import answering
 
     shown = answering.Shown(output.value, full, path, exit_code, save)
+    paths = paths or []
+    if not paths and not target:
+        fail("no PATHS were given: name a log file or folder, - for standard input, or use --target NAME")
     if follow:
         answering.follow_log(paths, lang.value if lang else "en", shown)
         return
@@ -134,6 +139,8 @@ def logs(
         since=answering.parse_time(since, "--since"),
         until=answering.parse_time(until, "--until"),
         compare=compare,
+        target=target,
+        live=False,
     )
 
 

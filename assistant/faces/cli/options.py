@@ -42,6 +42,12 @@ FullOption = Annotated[bool, typer.Option("--full", help="include all evidence i
 DeadlineOption = Annotated[
     float, typer.Option("--deadline", help="seconds after which the answer is given from what was read")
 ]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="a server: its address, or a name of the targets file, whose logs and events are read too"
+    ),
+]
 SaveOption = Annotated[bool, typer.Option("--save", help="keep the incident, and print its id")]
 
 
