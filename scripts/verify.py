@@ -117,6 +117,20 @@ def laboratory(seconds: float) -> Outcome:
     return pytest_step("lab")(seconds - (time.monotonic() - started))
 
 
+def real_prometheus(seconds: float) -> Outcome:
+    """A real Prometheus scrapes servers in many states: unpacked from Debian's package where there is none."""
+    if shutil.which("prometheus") is None:
+        try:
+            status = run_in_group(
+                [str(ROOT / "scripts/prometheus_setup.sh"), str(ROOT / ".prometheus")], min(seconds, 400)
+            )
+        except TimeoutError as late:
+            return Outcome(skipped=[str(late)])
+        if status:
+            return Outcome(skipped=[f"Prometheus could not be unpacked (exit status {status}, see above)"])
+    return pytest_step("slow and not lab", "tests/tools/prometheus")(seconds)
+
+
 def wheel(seconds: float) -> Outcome:
     """A wheel holds the compiled knowledge and the data beside the code, and no test."""
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +150,14 @@ def wheel(seconds: float) -> Outcome:
 
 VERIFY = [
     Step("wheel", wheel),
-    Step("slow tests", pytest_step("slow and not lab and not postgres and not endure", "--fuzz-seconds=20"), 120),
+    Step("real Prometheus", real_prometheus, 120),
+    Step(
+        "slow tests",
+        pytest_step(
+            "slow and not lab and not postgres and not endure", "--fuzz-seconds=20", "--ignore=tests/tools/prometheus"
+        ),
+        120,
+    ),
     Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
     Step("real vLLM server", laboratory, 300),
 ]

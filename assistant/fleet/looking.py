@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.model import Case, Diagnosis, Language
@@ -20,6 +21,9 @@ from tools.metrics.look import PAGE, Report, look_at
 from tools.metrics.window import ServerWindow
 from tools.outbound import Limits, Outbound, OutboundError
 from tools.vllm_server import base_of
+
+if TYPE_CHECKING:
+    from assistant.fleet.by_prometheus import PrometheusLooks
 
 #: Servers that are looked at in the same moment, where that many files may be open. Each waits for most of its window,
 #: so this is about sockets (one for each) and not about processors.
@@ -85,6 +89,11 @@ async def look_at_target(
 
     Raises :class:`SettingsError` and :class:`~tools.addresses.AddressError`.
     """
+    if _by_prometheus(target):
+        from assistant.fleet.by_prometheus import PrometheusLooks
+
+        async with PrometheusLooks(policy, window_s, deadline_s) as looks:
+            return await asyncio.gather(looks.window_of(target), look_at_gpus(target, policy, window_s, limits))
     look = look_for(target, window_s=window_s, deadline_s=deadline_s, limits=limits)
     return await asyncio.gather(look_at(look, policy, report=report), look_at_gpus(target, policy, window_s, limits))
 
@@ -160,10 +169,15 @@ async def look_at_all(
     Targets may come from anywhere (a file, Prometheus' list, Kubernetes): an iterable of :class:`Target`.
     """
     places = asyncio.Semaphore(at_once or _places())
+    targets = list(targets)
+    remembered = _remembered(targets, policy, window_s, deadline_s)
 
     async def one(target: Target) -> Looked:
         async with places:
             try:
+                if remembered is not None and _by_prometheus(target):
+                    window = await remembered.window_of(target)
+                    return Looked(target, window, diagnose_window(window, target.name, engine, language))
                 look = look_for(
                     target, window_s=window_s, deadline_s=deadline_s, looks=looks, brief=True, limits=limits
                 )
@@ -177,10 +191,28 @@ async def look_at_all(
                 )
         return Looked(target, window, diagnose_window(window, target.name, engine, language))
 
-    tasks = [asyncio.ensure_future(one(target)) for target in targets]
-    try:
-        for done in asyncio.as_completed(tasks):
-            yield await done
-    finally:
-        for task in tasks:
-            task.cancel()
+    async with contextlib.AsyncExitStack() as stack:
+        if remembered is not None:
+            await stack.enter_async_context(remembered)
+        tasks = [asyncio.ensure_future(one(target)) for target in targets]
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _by_prometheus(target: Target) -> bool:
+    return target.metrics is not None and target.metrics.kind == "prometheus"
+
+
+def _remembered(
+    targets: Sequence[Target], policy: Policy, window_s: float, deadline_s: float
+) -> PrometheusLooks | None:
+    """What is shared by all targets whose numbers a Prometheus server keeps; None where there are none."""
+    if not any(map(_by_prometheus, targets)):
+        return None
+    from assistant.fleet.by_prometheus import PrometheusLooks, shared_servers
+
+    return PrometheusLooks(policy, window_s, deadline_s, whole=shared_servers(targets))

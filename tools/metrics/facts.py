@@ -136,8 +136,8 @@ class _Facts:
             status = window.health
             word = "ok" if status == 200 else "failing" if status >= 500 else "missing"
             self.state("metrics.health", word, f"GET /health {status}")
-        elif window.looks:
-            self.state("metrics.health", "silent", window.health_detail)
+        elif window.looks:  # a Prometheus server remembers pages and asks for nothing else
+            self.state("metrics.health", "silent" if window.health_detail else "not-asked", window.health_detail)
         if window.version:
             self.state("server.version", window.version, f"GET /version {window.version}")
         if window.models:

@@ -33,13 +33,22 @@ def run(wanted: Wanted, settings: Settings, targets: dict[str, Target], language
         fail("--all goes with neither --plot nor --watch; name one target for these")
     engine = Engine(showing.catalogue())
     found = sorted(asyncio.run(_all(wanted, settings, targets, engine, language)), key=lambda one: one.rank)
+    print_all(found, wanted, engine, language)
+    if wanted.exit_code:
+        raise typer.Exit(showing.EXIT[found[0].diagnosis.verdict])
+
+
+def print_all(
+    found: list[Looked], wanted: Wanted, engine: Engine, language: Language, notes: tuple[str, ...] = ()
+) -> None:
+    """Prints servers that were looked at, the worst first; ``notes`` are about all of them."""
     odd = outliers(found)
     if wanted.output == "json":
         _print_json(found, odd, wanted)
-    else:
-        _print_rows(found, odd, engine.catalog, language)
-    if wanted.exit_code:
-        raise typer.Exit(showing.EXIT[found[0].diagnosis.verdict])
+        return
+    _print_rows(found, odd, engine.catalog, language)
+    for note in notes:
+        print(note)
 
 
 async def _all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Wanted:
     deadline_s: float
     watch: bool = False
     plot: Path | None = None
+    baseline: datetime | None = None
     language: str | None = None
     vllm_version: str | None = None
     output: str = "text"
@@ -71,12 +73,36 @@ def run(wanted: Wanted) -> None:
 
         watching.run(wanted, target, policy, engine, language, limits_of(settings))
         return
+    if target.metrics is not None and target.metrics.kind == "prometheus":
+        by_prometheus(wanted, target, policy, engine, language)
+        return
     window, beside = look(target, policy, wanted, limits_of(settings), _progress(wanted))
+    if _may_be_prometheus(target, window, policy, wanted):
+        by_prometheus(wanted, target, policy, engine, language)
+        return
+    if wanted.baseline is not None:
+        fail("--baseline needs a Prometheus server, which remembers: give its address, or a target with one")
     diagnosis = diagnose_window(window, target.name, engine, language, wanted.vllm_version, beside)
     _refuse_if_not_asked(window)
     show(diagnosis, window, engine, wanted)
     if wanted.exit_code:
         raise typer.Exit(showing.EXIT[diagnosis.verdict])
+
+
+def by_prometheus(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language: Language) -> None:
+    """The same through a Prometheus server."""
+    from assistant.faces.cli import by_prometheus as face
+
+    face.run(wanted, target, policy, engine, language)
+
+
+def _may_be_prometheus(target: Target, window: ServerWindow, policy: Policy, wanted: Wanted) -> bool:
+    """Whether the address is a Prometheus server's: only asked where no vLLM answered there."""
+    if window.answer not in ("no-vllm-series", "not-found", "redirect", "credentials"):
+        return False
+    from assistant.faces.cli.by_prometheus import is_meant
+
+    return is_meant(target, window, policy, wanted.deadline_s)
 
 
 def _settings() -> tuple[Settings, dict[str, Target]]:

@@ -33,6 +33,14 @@ def metrics(
     ] = 5.0,
     watch: Annotated[bool, typer.Option("--watch", help="look again and again, and announce what changes")] = False,
     all_: Annotated[bool, typer.Option("--all", help="every server of the targets file, the worst first")] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="TIME",
+            help="with Prometheus: also say what changed since (14:00, or 2026-11-21T14:00)",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="draw the figures into FILE.svg or FILE.png")
     ] = None,
@@ -47,6 +55,7 @@ def metrics(
 ) -> None:
     """Diagnose a live server by looking at its metrics twice."""
     from assistant.faces.cli import live
+    from assistant.faces.cli.answering import parse_time
 
     if not 0 <= window <= MOST_WINDOW_S:
         fail(f"--window {window:g} is not between 0 and {MOST_WINDOW_S:g} seconds")
@@ -63,6 +72,7 @@ def metrics(
             deadline_s=max(deadline, 1.0),
             watch=watch,
             plot=plot,
+            baseline=parse_time(baseline, "--baseline"),
             language=lang.value if lang else None,
             vllm_version=vllm_version,
             output=output.value,
