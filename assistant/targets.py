@@ -18,7 +18,7 @@ from tools.addresses import AddressError, Allowance, Policy, parse_url
 
 #: Further keys of a kind of access. Those that name files count from the folder of the targets file.
 OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "kubernetes": ("namespace", "pod", "selector", "container", "context"),
+    "kubernetes": ("namespace", "pod", "selector", "container", "context", "discover"),
     "docker": ("socket",),
     "journald": ("folder",),
 }
@@ -294,6 +294,8 @@ def _check_kubernetes(name: str, address: str, options: dict[str, str], folder: 
     """``in-cluster``, an API server's address, or the path of a kubeconfig, which becomes ``options["kubeconfig"]``."""
     if bool(options.get("pod")) == bool(options.get("selector")):
         raise ValueError(f"{name} must name either a pod or a selector of pods.")
+    if options.get("discover") and (options["discover"] != "pods" or not options.get("selector")):
+        raise ValueError(f"{name}.discover can only be pods, beside a selector.")
     if "://" in address:
         parse_url(address)
         if not options.get("namespace"):

@@ -20,6 +20,7 @@ from tools.logs import LogInput, ReadOptions, expand
 
 if TYPE_CHECKING:
     from tools.sources.base import Source
+    from tools.sources.kubernetes import Kubernetes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +108,12 @@ def _source(access: Access, target: Target) -> tuple[Source | None, Allowance | 
 
         return Journal(f"journal of {access.address}", access.address, access.options.get("folder", "")), None
     if access.kind == "kubernetes":
-        return _kubernetes(access, target)
+        return kubernetes_of(access, target)
     return None, None
 
 
-def _kubernetes(access: Access, target: Target) -> tuple[Source, Allowance]:
+def kubernetes_of(access: Access, target: Target) -> tuple[Kubernetes, Allowance]:
+    """The cluster's namespace that ``access`` names, and its API server. Raises ``SourceFailedError``."""
     from tools.sources.kubeconfig import Cluster, from_kubeconfig, in_cluster
     from tools.sources.kubernetes import Kubernetes
 

@@ -168,6 +168,18 @@ class Kubernetes:
         sentence = f"The Kubernetes API at {self.address} answered {status} for {what}: {why}."
         return _GoneError(sentence) if status == _GONE else SourceFailedError(sentence)
 
+    async def addresses(self, outbound: Outbound, bounds: Bounds) -> list[tuple[str, str]]:
+        """Name and ``host:port`` of every pod that has an address: the first port of the server's container, or 8000."""
+        found = []
+        for row in (await self._pods(outbound, bounds))[0]:
+            pod = Pod.read(row, self.container)
+            host = text(table(row.get("status")).get("podIP"), 60)
+            ports = [port.get("containerPort") for port in rows(pod.spec.get("ports"))]
+            port = next((p for p in ports if isinstance(p, int) and 0 < p < 65536), 8000)
+            if host and pod.phase == "Running" and pod.deleted_at is None:
+                found.append((pod.name, f"[{host}]:{port}" if ":" in host else f"{host}:{port}"))
+        return sorted(found)
+
     # -- logs ----------------------------------------------------------------------------------------------------
 
     def _streams(self, pod: Pod, now: datetime) -> list[Stream]:

@@ -86,7 +86,8 @@ def run(wanted: Wanted, target: Target, policy: Policy, engine: Engine, language
 async def _ask(
     wanted: Wanted, access: Access, policy: Policy
 ) -> tuple[dict[str, ServerWindow], tuple[list[Change], int] | None]:
-    async with PrometheusLooks(policy, wanted.window_s, wanted.deadline_s) as looks:
+    looking = PrometheusLooks(policy, wanted.window_s, wanted.deadline_s)
+    async with asyncio.timeout(wanted.deadline_s), looking as looks:
         windows = dict(await looks.windows(access))
         client = looks.client(access.address, access.headers())
         with contextlib.suppress(PrometheusError):  # Thanos and Mimir keep no targets

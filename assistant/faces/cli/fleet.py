@@ -31,11 +31,24 @@ def run(wanted: Wanted, settings: Settings, targets: dict[str, Target], language
         fail("--all needs a targets file; name it with the setting targets_file (VLLM_DIAGNOSE_TARGETS_FILE)")
     if wanted.plot is not None or wanted.watch:
         fail("--all goes with neither --plot nor --watch; name one target for these")
+    targets = _expanded(targets, settings, wanted.deadline_s)
     engine = Engine(showing.catalogue())
     found = sorted(asyncio.run(_all(wanted, settings, targets, engine, language)), key=lambda one: one.rank)
     print_all(found, wanted, engine, language)
     if wanted.exit_code:
         raise typer.Exit(showing.EXIT[found[0].diagnosis.verdict])
+
+
+def _expanded(targets: dict[str, Target], settings: Settings, deadline_s: float) -> dict[str, Target]:
+    """With the pods of targets that say so; what could not be listed is one line, and the rest is looked at."""
+    if not any(access.options.get("discover") for target in targets.values() for access in target.logs):
+        return targets
+    from assistant.fleet.discovery import expanded
+
+    found, problems = asyncio.run(expanded(targets, policy_of(settings, targets), deadline_s))
+    for problem in problems:
+        print(f"vllm-diagnose: {problem}", file=sys.stderr)
+    return found
 
 
 def print_all(

@@ -173,3 +173,53 @@ def test_wrong_targets_are_one_sentence(tmp_path: Path) -> None:
     ):
         ran = run(tmp_path, targets, *arguments)
         assert (ran.returncode, ran.stderr.count("\n")) == (status, 1) and said in ran.stderr, ran.stderr
+
+
+def test_all_looks_at_every_pod_that_a_selector_finds(tmp_path: Path) -> None:
+    pods = []
+    for number in range(3):
+        pod = json.loads((RECORDED / "pod.json").read_text())
+        pod["metadata"]["name"] = f"vllm-{number}"
+        pod["status"]["podIP"] = "127.0.0.1"
+        pods.append(pod)
+    pods[2]["status"]["phase"] = "Pending"
+    (tmp_path / "token").write_text("good")
+    with (
+        serving(lambda *_: (200, {"Content-Type": "text/html"}, b"<html>not vLLM")) as other,
+        serving(FakeKubernetes(pods)) as url,
+    ):
+        for pod in pods:
+            pod["spec"]["containers"][1]["ports"][0]["containerPort"] = int(other.rsplit(":", 1)[1])
+        place = {
+            "kubernetes": url,
+            "namespace": "inference",
+            "selector": "app=vllm",
+            "token_file": "token",
+            "discover": "pods",
+        }
+        ran = run(
+            tmp_path,
+            {"prod": {"address": "http://localhost:1", "logs": place}},
+            "metrics",
+            "--all",
+            "--window",
+            "0",
+            "-o",
+            "json",
+        )
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(ran.stdout)["targets"]
+    assert [row["target"] for row in rows] == ["prod/vllm-0", "prod/vllm-1"]
+    assert all(row["address"] == other for row in rows)
+    gone = run(
+        tmp_path,
+        {"prod": {"address": "http://localhost:1", "logs": place}},
+        "metrics",
+        "--all",
+        "--window",
+        "0",
+        "-o",
+        "json",
+    )
+    assert gone.returncode == 0 and "prod: " in gone.stderr and gone.stderr.count("\n") == 1
+    assert json.loads(gone.stdout)["targets"][0]["target"] == "prod"
