@@ -45,6 +45,25 @@ async def system_resolver(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
+def source_address(destination: str) -> str | None:
+    """The address of this machine from which the kernel would speak to ``destination``; None where no route leads there.
+
+    A datagram socket is connected and asked for its name; nothing is sent.
+    """
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect((destination, 80))
+        except OSError:
+            return None
+        return str(asked.getsockname()[0])
+
+
+def addresses_of_name(name: str) -> list[str]:
+    """What the system's resolver makes of a name of this machine; raises ``OSError``. Blocks, so call it in a thread."""
+    return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)))
+
+
 class PinnedBackend:
     """A network backend for httpcore that connects to checked addresses only.
 

@@ -161,6 +161,7 @@ def _mount() -> None:
 
     incidents.mount(app)
     admin.mount(app)
+    sanity.mount(app)
     memory.mount(app)
     metrics.mount(app)
     serve.mount(app)

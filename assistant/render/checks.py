@@ -1,0 +1,88 @@
+"""The result of a check or test of one node as blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from assistant.diagnosis.model import Language
+from assistant.render.blocks import Block, Command, Heading, Item, Quotation, Text, Tone
+from knowledge.catalog import Catalog
+
+if TYPE_CHECKING:
+    from tools.capture.capture import CaptureReport
+    from tools.sanity.nccl import NcclReport
+    from tools.sanity.results import Report
+
+_TONES: dict[str, Tone] = {"ok": "good", "note": "unsure", "bad": "bad", "unknown": "unsure", "skipped": "quiet"}
+_ORDER = {"bad": 0, "note": 1, "unknown": 2, "ok": 3, "skipped": 4}
+
+
+def report_blocks(report: Report, catalog: Catalog, lang: Language, heading: str) -> Iterator[Block]:
+    """Any result: the summary, then its rows, the worst first."""
+    yield Heading(catalog.word(f"heading-sanity-{heading}", lang), _TONES[report.verdict], 1)
+    yield Text(report.summary)
+    for check in sorted(report.checks, key=lambda c: _ORDER[c.status]):
+        value = "" if check.value is None or f"{check.value}" in check.text else f"{check.value} {check.unit}".strip()
+        tags = (catalog.word(f"status-{check.status}", lang),) if check.status not in ("ok", "skipped") else ()
+        body: list[Block] = [Text(check.text, "quiet" if check.status == "ok" else "plain")] if check.text else []
+        if check.quote and check.quote not in check.text and check.quote not in value:
+            body.append(Quotation(report.tool, check.quote))
+        yield Item(f"{check.title}: {value}" if value else check.title, tags, tuple(body))
+
+
+def nccl_blocks(report: NcclReport, catalog: Catalog, lang: Language) -> Iterator[Block]:
+    """The test of the ranks: what is at fault, the stages, what NCCL said, what was tried."""
+    word = catalog.word
+    yield Heading(word("heading-sanity-nccl", lang), _TONES[report.verdict], 1)
+    yield Text(report.summary)
+    for finding in report.findings:
+        if finding.text not in report.summary:
+            yield Item(finding.text, (word(f"status-{finding.severity}", lang),))
+        for rank, stack in list(finding.stacks.items())[:4]:
+            yield Quotation(word("heading-sanity-stack", lang, name=f"rank {rank}"), _innermost(stack))
+    if report.stages:
+        yield Heading(word("heading-sanity-stages", lang))
+        for row in report.stages:
+            value = f"{row.seconds:.2f} s" if row.seconds is not None else ""
+            tail = ", ".join(part for part in (value, row.why) if part)
+            yield Item(f"{row.title}: {tail}" if tail else row.title, (word(f"status-{row.status}", lang),))
+    for check in report.checks:
+        yield Item(f"{check.title}: {check.value}")
+    if report.tried:
+        yield Heading(word("heading-sanity-tried", lang))
+        for tried in report.tried:
+            yield Item(tried.change, (word(f"label-cure-{'yes' if tried.passed else 'no'}", lang),))
+    if report.cure is not None:
+        yield Text(word("label-work-around-cost", lang, change=report.cure, cost=report.cost or ""), "unsure")
+
+
+def _innermost(stack: str, most: int = 14) -> str:
+    """A faulthandler's text, cut to the frames that say where it hangs."""
+    lines = stack.strip().splitlines()
+    return "\n".join(lines[:most] + (["…"] if len(lines) > most else []))
+
+
+def capture_blocks(report: CaptureReport, catalog: Catalog, lang: Language) -> Iterator[Block]:
+    """The captured server: what stands out, then every process with its state and innermost frame."""
+    word = catalog.word
+    yield Heading(word("heading-sanity-capture", lang), _TONES[report.verdict], 1)
+    yield Text(report.summary)
+    for check in report.checks:
+        tags = (word(f"status-{check.status}", lang),) if check.status not in ("ok", "skipped") else ()
+        yield Item(f"{check.title}: {check.value}" if check.value is not None else check.title, tags, (Text(check.text, "quiet"),) if check.text else ())  # fmt: skip
+    yield Heading(word("heading-sanity-processes", lang))
+    for row in report.processes:
+        where = row.frames[0] if row.frames else row.wchan or "?"
+        yield Item(
+            f"{row.name} (pid {row.pid}): {word(f'capture-doing-{row.doing}', lang)}",
+            (row.state, f"{row.cpu_percent:.0f} % CPU"),
+            (Text(where, "quiet"),),
+        )
+    if report.stuck is not None:
+        frames = next((row.frames for row in report.processes if row.pid == report.stuck), [])
+        if frames:
+            yield Quotation(word("heading-sanity-stack", lang, name=f"pid {report.stuck}"), "\n".join(frames[:14]))
+    if report.bundle:
+        yield Heading(word("heading-save", lang))
+        yield Command(report.bundle)
