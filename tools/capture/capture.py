@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field
 
 from tools.capture.bundle import write_bundle
-from tools.capture.judging import Doing, Judged, Look, culprit, judge
+from tools.capture.judging import Doing, Judged, Look, culprit, judge, progress_of
 from tools.capture.stacks import dump, kernel_threads
 from tools.gpu.holders import busy
 from tools.kernel_log import kernel_log
@@ -82,8 +82,10 @@ async def capture(given: CaptureInput, context: Context) -> CaptureReport:
         await asyncio.to_thread(_look, looks)
         if url is not None and number != 1:
             pages.append(await _scrape(url, given.url is None, context))
-    rows = [judge(p.pid, p.title, looks[p.pid]) for p in members]
-    return await asyncio.to_thread(_judged, sheet, given, server, rows, [page for page in pages if page])
+    pages = [page for page in pages if page]
+    progress = progress_of(pages)
+    rows = [judge(p.pid, p.title, looks[p.pid], progress) for p in members]
+    return await asyncio.to_thread(_judged, sheet, given, server, rows, pages)
 
 
 def _is_helper(found: Process) -> bool:

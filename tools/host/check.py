@@ -14,7 +14,7 @@ from tools.host.packages import package_rows
 from tools.processes import PROC, Server, process, read, same_namespace
 from tools.registry import Context, action
 from tools.sanity.choose import find_server
-from tools.sanity.results import Asked, Report, Sheet, Status
+from tools.sanity.results import Asked, Report, Sheet, Status, Where
 
 _GIB = 2**30
 #: NCCL and vLLM's queues want about this much for several GPUs; Docker grants 64 MiB unless told otherwise.
@@ -358,15 +358,22 @@ def _header(view: View, python: Path) -> bool | None:
 
 def _lingering(sheet: Sheet, view: View) -> None:
     """Debug variables in the server's environment, and in ours where the next start would inherit them."""
-    for where, environment in (("server" if view.server else "here", view.environment), ("here", os.environ)):
+    own: Where = "server" if view.server else "here"
+    for where, environment in ((own, view.environment), ("here", os.environ)):
         for name, harmless in LINGERING.items():
             value = environment.get(name)
             if value is None or value.upper() in ("", harmless.upper()):
                 continue
             if where == "here" and view.server and view.environment.get(name) == value:
                 continue
-            status = "note" if name in _MILD else "bad"
-            sheet.add("host.lingering", status, f"{name}={value}", where=where)  # type: ignore[arg-type]
+            status: Status = "note" if name in _MILD else "bad"
+            sheet.add(
+                "host.lingering",
+                status,
+                f"{name}={value}",
+                where="server" if where == "server" else "here",
+                place=where,
+            )
             if where == sheet.where:
                 sheet.fact(f"environment.{name}", value, f"{name}={value}")
         if view.server is None:

@@ -34,7 +34,7 @@ class LoadingInput(Asked):
 async def measure_loading(given: LoadingInput, context: Context) -> Report:
     """Reads up to 4 GiB of the weights past the page cache, for at most 20 s, and says how long reading them all takes.
     Raises ``ActionError`` where there are no weights."""
-    server = await asyncio.to_thread(find_server, given.pid)
+    server = await asyncio.to_thread(find_server, given.pid) if given.pid or given.model is None else None
     folder = model_folder(server, given.model)
     view = View(server)
     root = view.at(folder) if folder is not None else None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from assistant import __version__
+from assistant.diagnosis.captures import captured_in
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import log_inputs, read_case
 from assistant.diagnosis.model import Language
@@ -131,6 +132,8 @@ def answer(
         from assistant.faces.cli.live import with_target
 
         case = with_target(case, target, deadline_s)
+
+    case = replace(case, reading=case.reading + captured_in(paths))
     engine = Engine(known)
     if compare is not None:
         from assistant.diagnosis.compare import compare_logs
