@@ -100,8 +100,11 @@ def run_in_group(command: Sequence[str], seconds: float) -> int:
             raise TimeoutError(f"{command[0]} did not end within {seconds:.0f} s") from interruption
 
 
-def laboratory(seconds: float) -> Outcome:
-    """The real server: installed when it is missing, then faults are run and their captures diagnosed."""
+def laboratory(seconds: float, markers: str = "lab and not endure") -> Outcome:
+    """The real server: installed when it is missing, then faults are run and their captures diagnosed.
+
+    Its environment also has the torch that the tests of the ranks and of the compilers run with.
+    """
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         return Outcome(skipped=["the CPU build of vLLM is for Linux on x86-64"])
     installed = (LAB / "model" / "model.safetensors").exists()
@@ -114,7 +117,7 @@ def laboratory(seconds: float) -> Outcome:
         return Outcome(skipped=[str(late)])
     if status:
         return Outcome(skipped=[f"the laboratory could not be installed (exit status {status}, see above)"])
-    return pytest_step("lab")(seconds - (time.monotonic() - started))
+    return pytest_step(markers)(seconds - (time.monotonic() - started))
 
 
 def real_prometheus(seconds: float) -> Outcome:
@@ -163,7 +166,7 @@ VERIFY = [
 ]
 ENDURE = [
     Step("fuzz, soak and kill runs", pytest_step("(slow or endure) and not lab", "--fuzz-seconds=900"), 900),
-    Step("real vLLM server", laboratory, 300),
+    Step("real vLLM server", lambda seconds: laboratory(seconds, "lab"), 300),
 ]
 
 

@@ -25,6 +25,7 @@ from assistant.diagnosis.model import (
     Verdict,
 )
 from assistant.diagnosis.score import POINTS, Candidate, candidates
+from assistant.diagnosis.tool_steps import tool_steps
 from assistant.diagnosis.truth import Facts, gather_facts, judge
 from assistant.diagnosis.version import Resolved, resolve
 from assistant.diagnosis.version import label as version_label
@@ -278,6 +279,7 @@ class _Answer:
         elif not has_log:
             steps.append(NextStep("collect-log", "collect", word("collect-log", lang)))
         steps.extend(open_questions(self.kept, self.facts, self.catalog, lang))
+        steps.extend(tool_steps([self.kept[i] for i in self.order], self.facts, self.catalog, lang))
         if not self.order and not self.facts.said:
             steps.append(NextStep("collect-symptom", "collect", word("collect-symptom", lang)))
         if self.facts.value("log.unrecognised") and self.resolved.version is None:
