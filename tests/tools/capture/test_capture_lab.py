@@ -92,12 +92,12 @@ def pid_of(server: Any, title: str) -> int:
 
 
 def answers(server: Any, tokens: int = 4) -> bool:
-    request = urllib.request.Request(  # noqa: S310 (the server that this test started)
+    request = urllib.request.Request(
         server.base + "/v1/completions",
         data=b'{"model": "tiny", "prompt": "a", "ignore_eos": true, "max_tokens": %d}' % tokens,
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return bool(answer.status == 200)
 
 
