@@ -48,7 +48,9 @@ def nccl_blocks(report: NcclReport, catalog: Catalog, lang: Language) -> Iterato
             tail = ", ".join(part for part in (value, row.why) if part)
             yield Item(f"{row.title}: {tail}" if tail else row.title, (word(f"status-{row.status}", lang),))
     for check in report.checks:
-        yield Item(f"{check.title}: {check.value}")
+        tags = (word(f"status-{check.status}", lang),) if check.status in ("note", "bad") else ()
+        body = (Text(check.text, "quiet"),) if check.text else ()
+        yield Item(f"{check.title}: {check.value} {check.unit}".rstrip(), tags, body)
     if report.tried:
         yield Heading(word("heading-sanity-tried", lang))
         for tried in report.tried:

@@ -128,6 +128,7 @@ def _driver(sheet: Sheet, machine: Machine, pid: int | None) -> None:
     if wanted and oldest and driver and driver < oldest:
         needs = ".".join(map(str, oldest))
         sheet.add("gpu.driver-age", "bad", shown, wanted=f"{wanted[0]}.{wanted[1]}", needs=needs, driver=machine.driver)
+        sheet.fact("gpu.driver_too_old", True, f"{machine.driver}, CUDA {wanted[0]} needs {needs}")
     elif wanted and machine.cuda and wanted > machine.cuda:
         sheet.add("gpu.driver-age", "note", shown, wanted=f"{wanted[0]}.{wanted[1]}")
     else:

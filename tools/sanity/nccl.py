@@ -102,6 +102,9 @@ async def run_nccl_test(given: NcclInput, context: Context) -> NcclReport:
     environment = {**environment, **chosen.environment, "NCCL_DEBUG": "INFO"}
     ran = await _once(given, chosen, environment, context)
     report = judged(given.lang, ran, chosen.command[-1])
+    speeds = next((e["facts"]["bus_gb_per_s"] for e in ran.events if "bus_gb_per_s" in (e.get("facts") or {})), None)
+    if speeds:
+        await asyncio.to_thread(compare_bandwidth, report, given.lang, speeds)
     worst = next((f for f in report.findings if f.severity == "bad"), None)
     if worst is not None and given.bisect:
         await _bisect(given, chosen, environment, worst, report, context)
@@ -176,6 +179,33 @@ def _cured(report: NcclReport, change: Change, lang: Language) -> None:
     sheet.fact("collective.cure", change.name)
     report.facts += sheet.facts
     report.summary += sheet.word("nccl-cured", change=change.shown)
+
+
+def compare_bandwidth(report: NcclReport, lang: Language, speeds: Mapping[str, float], module: Any = None) -> None:
+    """Hold the measured bus bandwidth (GB/s by size in MiB) against what the links between the cards should give.
+
+    NCCL reaches most of a link with large messages; less than half of it is worth a look, less than a fifth a fault (data
+    that goes through host memory where it should not, or a link that fell back). ``module`` stands in for pynvml in tests.
+    """
+    from tools.gpu.cards import link_gb_per_s, read_machine
+    from tools.gpu.nvml import NoNvmlError, opened
+
+    try:
+        with opened(module) as nvml:
+            expected = link_gb_per_s(read_machine(nvml))
+    except NoNvmlError:
+        return
+    if not expected:
+        return
+    sheet = Sheet(report.tool, lang)
+    best = max(speeds.values())
+    status: Status = "ok" if best >= 0.5 * expected else "note" if best >= 0.2 * expected else "bad"
+    sheet.add("nccl.bandwidth", status, round(best, 1), unit="GB/s", expected=round(expected, 1))
+    report.checks += sheet.checks
+    if status == "bad":
+        sheet.fact("collective.share_of_link", round(best / expected, 3))
+        report.facts += sheet.facts
+        report.verdict = "bad"
 
 
 def judged(lang: Language, ran: Ran, python: str) -> NcclReport:

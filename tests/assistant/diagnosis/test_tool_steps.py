@@ -39,6 +39,7 @@ def test_a_hang_of_several_gpus_is_given_to_the_tests() -> None:
         (told("capture", capture__stuck="lock", capture__process="EngineCore"), "engine/stalled"),
         (told("check_gpu", gpu__ecc_uncorrected=2), "gpu/uncorrectable-ecc"),
         (told("check_gpu", gpu__lost=True), "gpu/fallen-off-bus"),
+        (told("check_gpu", gpu__driver_too_old=True), "install/driver-too-old"),
         (told("check_gpu", gpu__fabric="not-started"), "gpu/nvlink-or-fabric"),
         (told("check_gpu", gpu__slowed_by="hw-thermal"), "gpu/throttling"),
         (told("check_network", network__interface_problem="missing"), "distributed/wrong-network-interface"),

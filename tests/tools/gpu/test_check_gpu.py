@@ -168,6 +168,20 @@ def test_what_the_links_should_give() -> None:
         assert link_gb_per_s(read_machine(nvml)) is None
 
 
+@pytest.mark.parametrize(("measured", "status"), [(380.0, "ok"), (150.0, "note"), (20.0, "bad")])
+def test_measured_bandwidth_is_held_against_the_links(measured: float, status: str) -> None:
+    from tools.sanity.nccl import NcclReport, compare_bandwidth
+
+    report = NcclReport(tool="run_nccl_test", verdict="ok", summary="")
+    compare_bandwidth(report, "en", {"1": 5.0, "96": measured}, FakeNvml({}, {}))
+    (row,) = report.checks
+    assert (row.status, row.value) == (status, measured)
+    assert "should give 450.0 GB/s" in row.text
+    assert (report.verdict == "bad") == (status == "bad")
+    compare_bandwidth(report, "en", {"1": 5.0}, FakeNvml(init=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    assert len(report.checks) == 1
+
+
 def test_xid_events_of_the_kernel_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "NVRM: Xid (PCI:0000:3b:00): 79, pid=812, GPU has fallen off the bus."
     monkeypatch.setattr(check, "kernel_log", lambda: KernelLog((line, line)))
@@ -188,6 +202,7 @@ def test_a_driver_too_old_for_the_servers_torch(monkeypatch: pytest.MonkeyPatch)
     row = next(row for row in report.checks if row.id == "gpu.driver-age")
     assert row.status == "bad"
     assert "needs driver 580.65.6 or newer; this is 550.54.15" in row.text
+    assert facts(report)["gpu.driver_too_old"] is True
     monkeypatch.setattr(check, "_torch_cuda", lambda pid: (12, 8))
     assert rows(look(FakeNvml({}, driver="550.54.15", cuda=12040)))["gpu.driver-age"] == "note"
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tools.processes import all_processes, listeners
+from tools.processes import all_processes, read
 from tools.sanity import nccl
 from tools.sanity.launch import run_program
 
@@ -55,18 +56,34 @@ run_rank = _never
 """
 
 
-def traces() -> tuple[set[int], set[int], set[str]]:
-    """What a test could leave: processes that run its text, ports, and segments of shared memory."""
-    ours = {p.pid for p in all_processes() if any("<vllm-diagnose>" in part for part in p.command)}
-    return ours, set(listeners()), {p.name for p in Path("/dev/shm").glob("vllm-diagnose-*")}
+#: Every process that these tests start carries it in its environment, so that other people's runs are not counted.
+TOKEN = f"SANITY_TEST_TOKEN={secrets.token_hex(8)}"
+
+
+def left() -> tuple[list[int], list[str]]:
+    """What the tests have left: processes of theirs (and so their ports), and shared memory whose maker is gone."""
+    processes = [p.pid for p in all_processes() if p.state != "Z" and TOKEN in read(f"/proc/{p.pid}/environ", 1 << 20)]
+    segments = [p.name for p in Path("/dev/shm").glob("vllm-diagnose-*")]
+    return processes, [name for name in segments if not Path(f"/proc/{name.split('-')[2]}").exists()]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(*TOKEN.split("="))
     yield
-    after = traces()
-    assert after[0] == set()
-    assert after[2] == set()
+    assert left() == ([], [])
+
+
+def test_what_is_left_would_be_seen() -> None:
+    """The check itself: a process and a segment of a dead maker are found, and gone again they are not."""
+    with subprocess.Popen(["sleep", "600"]) as child:
+        time.sleep(0.2)
+        segment = Path(f"/dev/shm/vllm-diagnose-{4194303}-test")
+        segment.touch()
+        found = left()
+        segment.unlink()
+        child.kill()
+    assert found == ([child.pid], [segment.name])
 
 
 @pytest.fixture
@@ -286,14 +303,12 @@ def test_cancelling_a_job_leaves_nothing(torch_python: str, tmp_path: Path) -> N
 
 @pytest.mark.endure
 def test_twenty_runs_in_a_row_leave_nothing(run: Callable[..., Any]) -> None:
-    before = traces()
-    changes = ["", AT_ALL_REDUCE.format(act="os.kill(os.getpid(), signal.SIGKILL)"), AT_ALL_REDUCE.format(act="os.kill(os.getpid(), signal.SIGSTOP)"), ""]  # fmt: skip
+    died, stopped = ("os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGSTOP)")
+    changes = ["", AT_ALL_REDUCE.format(act=died), AT_ALL_REDUCE.format(act=stopped), ""]
     for number in range(20):
-        run("--ranks", str(2 + number % 3), change=changes[number % 4])
-    after = traces()
-    assert after[0] == before[0] == set()
-    assert not {port for port in after[1] - before[1] if port in {p for p, pids in listeners().items() if os.getpid() in pids}}  # fmt: skip
-    assert after[2] == before[2] == set()
+        report = run("--ranks", str(2 + number % 3), change=changes[number % 4])
+        assert bool(faults(report)) == bool(changes[number % 4]), report.findings
+        assert left() == ([], [])
 
 
 def test_real_gpu_stages(torch_python: str, act: Any) -> None:
