@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from tools.outbound import AddressError, Limits, Outbound, OutboundError
 from tools.processes import PROC, Server, same_namespace
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import find_server
+from tools.sanity.choose import find_server, only_here
 from tools.sanity.results import Asked, Report, Sheet, plain
 
 _START = Limits(deadline_s=15.0, connect_s=2.0, max_bytes=1 << 20)
@@ -61,6 +61,7 @@ class ProfileReport(Report):
 async def profile_server(given: ProfileInput, context: Context) -> ProfileReport:
     """Starts the server's torch profiler, stops it after some seconds, and names the top kernels and gaps of the trace. The
     profiler must have been enabled at the server's start. Raises ``ActionError`` with what is missing."""
+    only_here(context, trace_folder=given.trace_folder)
     sheet = Sheet("profile_server", given.lang)
     base = given.url.rstrip("/")
     since = time.time()

@@ -21,7 +21,7 @@ from tools.outbound import AddressError, Allowance, Limits, Outbound, OutboundEr
 from tools.processes import PROC, Process, Server, listeners, process, same_namespace, server_of
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import find_server
+from tools.sanity.choose import find_server, only_here
 from tools.sanity.results import Asked, Report, Sheet, Status
 
 _MOST_PROCESSES = 64
@@ -68,6 +68,7 @@ async def capture(given: CaptureInput, context: Context) -> CaptureReport:
     """Python stacks, kernel state and CPU use of every process of a server, its GPU processes, last kernel lines, two
     metrics pages and log tail, into a redacted bundle. Names the process and frame that keep the others waiting. Raises
     ``ActionError`` where no server is found."""
+    only_here(context, bundle=given.bundle)
     server = await asyncio.to_thread(_server, given)
     sheet = Sheet("capture", given.lang)
     sheet.where = "server"

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tools.host.check import View, file_system, model_folder, read_mounts
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import find_server
+from tools.sanity.choose import find_server, only_here
 from tools.sanity.results import Asked, Report, Sheet
 
 _CHUNK = 8 << 20
@@ -34,6 +34,7 @@ class LoadingInput(Asked):
 async def measure_loading(given: LoadingInput, context: Context) -> Report:
     """Reads up to 4 GiB of the weights past the page cache, for at most 20 s, and says how long reading them all takes.
     Raises ``ActionError`` where there are no weights."""
+    only_here(context, model=given.model)
     server = await asyncio.to_thread(find_server, given.pid) if given.pid or given.model is None else None
     folder = model_folder(server, given.model)
     view = View(server)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.processes import Server, environment, interpreter, same_namespace, server_of, servers
-from tools.registry import ActionError
+from tools.registry import ActionError, Context
 
+#: Who agrees on the command line (``assistant.security.roles.LOCAL``).
+LOCAL_USER = "local"
 #: What a test takes over from the server's environment: what decides how ranks talk, which devices they see and which
 #: libraries they load. Credentials have other names.
 _TAKEN = ("NCCL_", "GLOO_", "CUDA_", "HIP_", "ROCR_", "UCX_", "TORCH_", "LD_LIBRARY_PATH", "NVIDIA_", "OMP_")
@@ -29,6 +31,15 @@ class Chosen:
     server: Server | None = None
 
 
+def only_here(context: Context, **paths: str | None) -> None:
+    """Refuse programs and paths that somebody elsewhere names: a token over HTTP may look, and run what is there, but not
+    choose what is run or written. Raises :class:`ActionError`."""
+    by = context.consent.by if context.consent is not None else ""
+    for name, path in paths.items():
+        if path is not None and by != LOCAL_USER:
+            raise ActionError(f"{name} names a path of this machine and can only be given on its own command line.")
+
+
 def choose(python: str | None, pid: int | None) -> Chosen:
     """The interpreter: the given one, else that of the server, else the `python3` or `vllm` on PATH.
 
@@ -38,10 +49,10 @@ def choose(python: str | None, pid: int | None) -> Chosen:
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     taken = _taken(server)
     if python is not None:
-        path = shutil.which(python)
+        path = shutil.which(python) if "python" in Path(python).name else None
         if path is None:
             raise ActionError(
-                f"{python} is not a program that can be run; give --python the path of vLLM's interpreter."
+                f"{python} is not a Python interpreter that can be run; give --python the path of vLLM's."
             )
         return Chosen((str(Path(path).absolute()),), ours | taken, server)
     if server is not None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import choose
+from tools.sanity.choose import choose, only_here
 from tools.sanity.launch import Event, LaunchError, run_program
 from tools.sanity.results import Asked, Report, Sheet
 
@@ -34,6 +34,7 @@ class CompileReport(Report):
 async def run_compile_test(given: CompileInput, context: Context) -> CompileReport:
     """Compiles one small function with torch.compile under vLLM's interpreter and reads Inductor's error where that fails.
     Leaves no cache. Raises ``ActionError`` where the interpreter cannot be run."""
+    only_here(context, python=given.python)
     chosen = await asyncio.to_thread(choose, given.python, given.pid)
     sheet = Sheet("run_compile_test", given.lang)
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from tools.processes import listeners, process
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import Chosen, choose
+from tools.sanity.choose import Chosen, choose, only_here
 from tools.sanity.launch import Event, LaunchError, Ran, run_program
 from tools.sanity.nccl_bisect import Change, changes_for
 from tools.sanity.nccl_output import NcclSaid, read_nccl
@@ -95,6 +95,7 @@ async def run_nccl_test(given: NcclInput, context: Context) -> NcclReport:
         host, colon, port = given.master.rpartition(":")
         if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise ActionError(f"master {plain(given.master)!r} is not HOST:PORT; for example 10.0.0.4:29500.")
+    only_here(context, python=given.python)
     chosen = await asyncio.to_thread(choose, given.python, given.pid)
     if not given.cpu_only:
         await asyncio.to_thread(_refuse_busy, given.on_busy_gpu)

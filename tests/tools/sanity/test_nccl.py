@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
+from assistant.security.consent import agree
+from assistant.security.roles import LOCAL, Principal, Role
 from assistant.store.audit import Audit
 from assistant.store.database import Database
 from knowledge.catalog import load
+from tools import registry
 from tools.registry import ActionError, ConsentError, Context, get
 from tools.sanity import nccl, rank_worker
+from tools.sanity.choose import LOCAL_USER
 from tools.sanity.launch import Ran
 from tools.sanity.nccl_bisect import changes_for
 from tools.sanity.nccl_output import read_nccl
@@ -57,9 +61,35 @@ def test_an_interpreter_without_torch_is_named(bare_python: str, act: Any) -> No
 
 def test_it_does_not_start_without_consent() -> None:
     action = get("run_nccl_test")
+    assert LOCAL.id == LOCAL_USER
     assert action.effect == "loads"
     with pytest.raises(ConsentError):
         asyncio.run(action.call({"ranks": 2}, Context()))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("run_nccl_test", {"python": "/tmp/python3"}),
+        ("run_compile_test", {"python": "/tmp/python3"}),
+        ("capture", {"bundle": "/etc/cron.d/x"}),
+        ("profile_server", {"url": "http://127.0.0.1:1", "trace_folder": "/etc"}),
+        ("measure_loading", {"model": "/etc"}),
+    ],
+)
+def test_paths_are_not_taken_from_elsewhere(name: str, arguments: dict[str, Any]) -> None:
+    """An operator over HTTP may run the tests, but not choose the program that is run or the file that is written."""
+    registry.discover()
+    action = registry.get(name)
+    afar = Principal("token-1", "somebody", Role.operator)
+    with pytest.raises(ActionError, match="can only be given on its own command line"):
+        asyncio.run(action.call(arguments, Context(consent=agree(afar, action, arguments))))
+
+
+def test_the_interpreter_must_be_one(act: Any) -> None:
+    for program in ("/bin/sh", "/nonexistent/python3"):
+        with pytest.raises(ActionError, match="is not a Python interpreter that can be run"):
+            act("run_nccl_test", {"python": program, "cpu_only": True})
 
 
 @pytest.mark.parametrize("master", ["10.0.0.1", ":29500", "host:0", "host:99999", "host:port"])
