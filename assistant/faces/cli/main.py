@@ -157,7 +157,8 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, incidents, kb, memory, metrics, serve, sync
+    from assistant.faces.cli import admin, incidents, kb, memory, metrics, sanity, serve, sync
+
 
     incidents.mount(app)
     admin.mount(app)
