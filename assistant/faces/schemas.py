@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: Deeper than this an output's shape is only said to be an object or a list.
-MOST_DEPTH = 2
+MOST_DEPTH = 1
 
 
 def compact(schema: Mapping[str, Any], *, depth: int | None = None) -> dict[str, Any]:

@@ -159,7 +159,6 @@ def batch(
 def _mount() -> None:
     from assistant.faces.cli import admin, incidents, kb, memory, metrics, sanity, serve, sync
 
-
     incidents.mount(app)
     admin.mount(app)
     sanity.mount(app)
