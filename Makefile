@@ -44,7 +44,8 @@ run: install ## a diagnosis of a real log in both languages, and what to try nex
 	@$(BIN)/python scripts/show.py $(RUN_LOG)
 
 test: install lint ## unit and end-to-end tests, lint, types, layers, knowledge (at most 12 minutes)
-	timeout --signal=INT 660 $(BIN)/python -m pytest -q -m "not slow and not lab and not postgres and not endure" \
+	timeout --signal=INT 660 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
+		-m "not slow and not lab and not postgres and not endure" \
 		--fuzz-seconds=$(FUZZ_SECONDS)
 	$(BIN)/vllm-diagnose kb check
 
