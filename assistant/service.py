@@ -21,7 +21,7 @@ from assistant.security.roles import Principal, Role, require
 from knowledge.catalog import Catalog, load
 
 if TYPE_CHECKING:
-    from assistant.diagnosis.model import Diagnosis
+    from assistant.diagnosis.model import Diagnosis, Language
     from assistant.security.consent import Consents
     from assistant.settings import Settings
     from assistant.store.audit import Audit
@@ -114,11 +114,15 @@ class Service:
             return Answered(diagnosis, None, 1, str(error))
         return Answered(diagnosis, incident, 1)
 
-    async def incident(self, principal: Principal, incident: str) -> Answered:
-        """A saved incident, diagnosed again from its evidence. Raises ``NotFoundError`` and ``ForbiddenError``."""
+    async def incident(self, principal: Principal, incident: str, language: Language | None = None) -> Answered:
+        """A saved incident, diagnosed again from its evidence, in another language where one is asked for.
+
+        Raises ``NotFoundError`` and ``ForbiddenError``.
+        """
         require(principal, "diagnose", "reads")
         saved = await self.in_thread(self.incidents.get, incident)
-        diagnosis = await self.readers.again(saved.evidence[0], {a.question: a.value for a in saved.answers})
+        case = {**saved.evidence[0], "language": language} if language else saved.evidence[0]
+        diagnosis = await self.readers.again(case, {a.question: a.value for a in saved.answers})
         return Answered(diagnosis, saved.id, saved.revision)
 
     async def answer(

@@ -20,6 +20,7 @@ from assistant import __version__
 from assistant.faces.http.api import mount as mount_api
 from assistant.faces.http.guard import Guard
 from assistant.faces.mcp.server import mount as mount_mcp
+from assistant.faces.web.mount import mount as mount_web
 from assistant.security.authentication import Authenticator
 from assistant.security.limiter import Limiter
 from assistant.service import Service, opened
@@ -143,7 +144,7 @@ def create_app(
 
 
 def _own_faces() -> tuple[Callable[[FastAPI, Shared], None], ...]:
-    return (mount_api, mount_mcp)
+    return (mount_api, mount_mcp, mount_web)
 
 
 def _issuer(shared: Shared) -> Issuer | None:

@@ -101,6 +101,16 @@ class Tokens:
         token = _token(row)
         return Principal(token.id, token.name, token.role, token.scopes)
 
+    def holder(self, identifier: str) -> Principal:
+        """Whose token ``identifier`` is, for a session that was begun with it; raises :class:`BadTokenError`."""
+        with self._database.read() as connection:
+            row = connection.execute(sa.select(TOKENS).where(TOKENS.c.id == identifier)).mappings().first()
+            now = self._database.clock(connection)
+        if row is None or _token(row).state(now) != "active":
+            raise BadTokenError("The token is not valid.")
+        token = _token(row)
+        return Principal(token.id, token.name, token.role, token.scopes)
+
     def revoke(self, identifier: str) -> Token:
         """Make a token worthless at once; raises :class:`NotFoundError`. Revoking twice is no error."""
         with self._database.write() as connection:

@@ -42,6 +42,10 @@ def serve(
         application = create_app(settings, port=listener.getsockname()[1])
     except (SettingsError, KnowledgeError) as error:
         fail(str(error), 3)
+    if sys.stderr.isatty():  # whoever sits at the terminal that started it; nobody else sees it
+        from assistant.faces.web.mount import tell_local_user
+
+        tell_local_user(application)
     name = settings.text("server.host")
     where = f"[{name}]" if listener.family == socket.AF_INET6 else name
     print(f"vllm-diagnose serves http://{where}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
