@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from assistant.acting import perform
-from assistant.render.blocks import Text
+from assistant.render.blocks import Heading, Text
 from assistant.render.memory import MARKS, estimate_blocks, gib
 from tools import registry
 from tools.redaction import clean
@@ -95,6 +95,7 @@ def _drawn(visit: Visit, result: MemoryEstimate, gpus: int) -> dict[str, Any]:
     # the marks that draw the bar in a terminal, and the sizes beside them, are the picture here
     marks = tuple(MARKS.values())
     rest = [block for block in rest if not (isinstance(block, Text) and block.text.startswith(marks))]
+    where = next((place for place, block in enumerate(rest[1:3], 1) if isinstance(block, Heading)), 1)
     drawn = [part for part in result.components if part.counted or part.name == "left_free"]
     taken = sum(max(0.0, part.gib.value) for part in drawn) or 1.0
     scale = max(result.gpu_total_gib or 0.0, taken)
@@ -106,7 +107,8 @@ def _drawn(visit: Visit, result: MemoryEstimate, gpus: int) -> dict[str, Any]:
     return {
         "result": result,
         "verdict": verdict,
-        "rest": rest,
+        "before": rest[: where + 1] if result.gpu_total_gib else rest[:1],
+        "rest": rest[where + 1 :] if result.gpu_total_gib else rest[1:],
         "parts": parts,
         "bar_width": _WIDTH,
         "limit": round(_WIDTH * result.gpu_total_gib / scale, 2) if result.gpu_total_gib else 0,

@@ -29,7 +29,9 @@ def rendered(markdown: str, causes: frozenset[str] = frozenset()) -> tuple[Marku
     headings = _anchored(tokens)
     _linked(tokens, causes)
     # markdown-it escapes everything that is text, and was told to let no HTML through
-    return Markup(parser.renderer.render(tokens, parser.options, {})), headings  # noqa: S704
+    drawn = parser.renderer.render(tokens, parser.options, {})
+    # what is wider than the page scrolls, and whoever has no mouse has to get there
+    return Markup(drawn.replace("<pre>", '<pre tabindex="0">')), headings  # noqa: S704
 
 
 @lru_cache(maxsize=1)

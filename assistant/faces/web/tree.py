@@ -10,7 +10,7 @@ from assistant.diagnosis.model import Step
 from knowledge.catalog import Catalog
 
 #: In the units of the picture; the text is 13 units high.
-WIDTH, BOX_WIDTH, LINE, PAD = 500, 270, 18, 12
+WIDTH, BOX_WIDTH, LINE, PAD = 560, 270, 18, 12
 GAP = 52
 _BRANCH_AT = BOX_WIDTH + 44
 _MOST_BRANCHES = 5
