@@ -144,11 +144,36 @@ def wheel(seconds: float) -> Outcome:
         with zipfile.ZipFile(built[0]) as archive:
             names = archive.namelist()
     wanted = ("knowledge/_compiled.json", "knowledge/intents.yaml", "knowledge/py.typed", "assistant/faces/cli/main.py")
+    wanted += ("assistant/faces/web/templates/base.html", "assistant/faces/web/assets/style.css")
     missing = [name for name in wanted if name not in names]
     foreign = [name for name in names if name.startswith(("tests/", "scripts/", ".lab/"))]
     for problem in [f"missing in the wheel: {name}" for name in missing] + [f"not wanted: {name}" for name in foreign]:
         print(problem)
     return Outcome(failed=1) if missing or foreign else Outcome(passed=1)
+
+
+#: What drives the browser, and what judges a page's accessibility.
+BROWSER_PACKAGES = ("playwright-core@1.64.1", "axe-core@4.10.3", "node@22")
+
+
+def browser(seconds: float) -> Outcome:
+    """The pages in a real Chromium; the packages that drive it are fetched where npm can and they are missing."""
+    if shutil.which("chromium") is None:
+        return Outcome(skipped=["there is no chromium on PATH"])
+    modules = ROOT / ".node" / "node_modules"
+    started = time.monotonic()
+    if not all((modules / name.split("@")[0]).is_dir() for name in BROWSER_PACKAGES):
+        if shutil.which("npm") is None:
+            return Outcome(skipped=["there is no npm to install " + " and ".join(BROWSER_PACKAGES)])
+        quiet = ("--no-save", "--no-audit", "--no-fund", "--loglevel=error")
+        command = ["npm", "install", "--prefix", str(modules.parent), *quiet, *BROWSER_PACKAGES]
+        try:
+            status = run_in_group(command, min(seconds, 300))
+        except TimeoutError as late:
+            return Outcome(skipped=[str(late)])
+        if status:
+            return Outcome(skipped=["npm could not install " + " and ".join(BROWSER_PACKAGES)])
+    return pytest_step("browser")(seconds - (time.monotonic() - started))
 
 
 VERIFY = [
@@ -157,10 +182,11 @@ VERIFY = [
     Step(
         "slow tests",
         pytest_step(
-            "slow and not lab and not postgres and not endure", "--fuzz-seconds=20", "--ignore=tests/tools/prometheus"
+            "slow and not lab and not postgres and not browser and not endure", "--fuzz-seconds=20", "--ignore=tests/tools/prometheus"
         ),
         120,
     ),
+    Step("pages in a browser", browser, 120),
     Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
     Step("real vLLM server", laboratory, 300),
 ]

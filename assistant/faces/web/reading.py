@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _VERSION = re.compile(r"v?\d{1,3}\.\d{1,3}(?:\.\d{1,3})?[A-Za-z0-9.+-]{0,24}")
 _TITLE = re.compile(r"^# +(.*?)(?: *\{#[a-z0-9-]+\})? *$", re.MULTILINE)
+_PLACE = re.compile(r"\{\w*\}")
 _MOST_HITS = 12
 
 
@@ -140,6 +141,8 @@ def _steps(identifier: str, language: Lang, version: str | None) -> tuple[str, M
     def word(key: str, **values: object) -> str:
         return catalog.word(key, language, **values)
 
+    # what a program prints differs in these places
+    found["signs"] = [_PLACE.sub("…", sign) for sign in found["signs"]]
     near = [(name, catalog.causes[name].title[language]) for name in catalog.causes[identifier].near]
     sources = [(source, _source_address(source, language)) for source in found["sources"]]
     drawn = (
