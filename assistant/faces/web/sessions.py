@@ -55,7 +55,7 @@ class Sessions:
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._keys: bytes | None = None
-        self._known: dict[str, tuple[float, Principal]] = {}
+        self._known: dict[str, tuple[float, Principal | None]] = {}
         self.attempts = Limiter(_ATTEMPTS)
 
     @property
@@ -185,10 +185,9 @@ class Sessions:
             return remembered[1]
         self._known.pop(identifier, None)
         found = await self._shared.service.in_thread(self._look_up, identifier)
-        if found is not None:
-            if len(self._known) >= _MOST_REMEMBERED:
-                self._known.clear()
-            self._known[identifier] = (time.monotonic() + REMEMBER_S, found)
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known[identifier] = (time.monotonic() + REMEMBER_S, found)  # who signs in gets another identifier
         return found
 
     def _look_up(self, identifier: str) -> Principal | None:

@@ -10,7 +10,7 @@ from assistant.diagnosis.model import Step
 from knowledge.catalog import Catalog
 
 #: In the units of the picture; the text is 13 units high.
-WIDTH, BOX_WIDTH, LINE, PAD = 560, 270, 18, 12
+WIDTH, BOX_WIDTH, LINE, PAD = 480, 220, 18, 12
 GAP = 52
 _BRANCH_AT = BOX_WIDTH + 44
 _MOST_BRANCHES = 5
@@ -64,7 +64,7 @@ def picture(path: Sequence[Step], end: str, catalog: Catalog, lang: str) -> Pict
                 width=BOX_WIDTH,
                 height=height,
                 lines=tuple((first + LINE * number, line) for number, line in enumerate(lines)),
-                answer=shortened(step.answer, 420),
+                answer=shortened(step.answer, WIDTH - 70),
                 origin=step.origin,
                 answer_y=y + height + GAP / 2 + 4,
                 branches=tuple((middle + 20 * number, label) for number, label in enumerate(branches)),
