@@ -182,7 +182,9 @@ VERIFY = [
     Step(
         "slow tests",
         pytest_step(
-            "slow and not lab and not postgres and not browser and not endure", "--fuzz-seconds=20", "--ignore=tests/tools/prometheus"
+            "slow and not lab and not postgres and not browser and not endure",
+            "--fuzz-seconds=20",
+            "--ignore=tests/tools/prometheus",
         ),
         120,
     ),
