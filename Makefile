@@ -45,7 +45,7 @@ run: install ## a diagnosis of a real log in both languages, and what to try nex
 
 test: install lint ## unit and end-to-end tests, lint, types, layers, knowledge (at most 12 minutes)
 	timeout --signal=INT 660 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
-		-m "not slow and not lab and not postgres and not browser and not endure" \
+		-m "not slow and not lab and not postgres and not browser and not mcp and not endure" \
 		--fuzz-seconds=$(FUZZ_SECONDS)
 	$(BIN)/vllm-diagnose kb check
 

@@ -83,6 +83,12 @@ KEYS: tuple[Key, ...] = (
     Key("server.max_body_bytes", "whole", 67_108_864, "Bytes that one request may bring.", least=1024),
     Key("server.requests_per_minute", "whole", 600, "Requests a minute for each token or address.", least=1),
     Key(
+        "server.mcp_sessions",
+        "yes_no",
+        False,
+        "Keep a session for each MCP client that knows no other way; see mcp.md.",
+    ),
+    Key(
         "server.stop_s", "number", 20.0, "Seconds that requests under way get when the server stops.", least=0, most=600
     ),
     Key("auth.issuer", "text", "", "OAuth 2.1 authorization server whose access tokens are taken, as their iss says."),

@@ -15,6 +15,13 @@ packages=(
   playwright-core@1.64.1
 )
 wanted=$(printf '%s\n' "${packages[@]}")
+
+# The maintained 1.x line of the Python SDK, in an environment of its own beside the 2.x of this program.
+if [ -n "${PYTHON:-}" ] && [ ! -e "$folder/python-mcp-1/.installed" ]; then
+  "$PYTHON" -m venv "$folder/python-mcp-1"
+  "$folder/python-mcp-1/bin/pip" install --quiet --disable-pip-version-check mcp==1.30.0
+  touch "$folder/python-mcp-1/.installed"
+fi
 [ "$(cat "$folder/.installed" 2>/dev/null)" = "$wanted" ] && exit 0
 command -v npm >/dev/null || { echo "node: npm is needed to fetch the clients" >&2; exit 3; }
 cd "$folder"

@@ -134,6 +134,19 @@ def real_prometheus(seconds: float) -> Outcome:
     return pytest_step("slow and not lab", "tests/tools/prometheus")(seconds)
 
 
+def model_context_protocol(seconds: float) -> Outcome:
+    """MCP: the conformance suite, clients that others wrote, the view in a browser."""
+    started = time.monotonic()
+    os.environ.setdefault("PYTHON", sys.executable)
+    try:
+        status = run_in_group([str(ROOT / "scripts/node_setup.sh"), str(ROOT / ".node")], seconds)
+    except TimeoutError as late:
+        return Outcome(skipped=[str(late)])
+    if status:
+        return Outcome(skipped=[f"the clients could not be fetched (exit status {status}, see above)"])
+    return pytest_step("mcp")(seconds - (time.monotonic() - started))
+
+
 def wheel(seconds: float) -> Outcome:
     """A wheel holds the compiled knowledge and the data beside the code, and no test."""
     with tempfile.TemporaryDirectory() as folder:
@@ -190,6 +203,7 @@ VERIFY = [
     ),
     Step("pages in a browser", browser, 120),
     Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
+    Step("Model Context Protocol", model_context_protocol, 180),
     Step("real vLLM server", laboratory, 300),
 ]
 ENDURE = [

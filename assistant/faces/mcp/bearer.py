@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -49,6 +51,8 @@ class Bearer:
             )
             return
         scope.setdefault("state", {})["principal"] = principal
+        # Whose session this is, where sessions are kept: another sender's request for it then finds none.
+        scope["user"] = AuthenticatedUser(AccessToken(token="", client_id=principal.id, scopes=[]))
         await self._app(scope, receive, send)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcp import MCPError
 from mcp.server.apps import APP_MIME_TYPE, EXTENSION_ID
 from mcp.server.caching import CacheHint
 from mcp.server.extension import Extension
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.resources import TextResource
+from mcp_types import INVALID_PARAMS
 
 from assistant import __version__
 from assistant.faces.mcp.diagnosing import APP, DiagnoseTool
@@ -56,10 +59,21 @@ class _Views(Extension):
         return [ResourceBinding(resource=resource)]
 
 
+async def _say_what_a_prompt_lacks(ctx: Any, call_next: Any) -> Any:
+    """An unknown prompt or a missing argument is the caller's mistake, said as one and not logged as a crash."""
+    try:
+        return await call_next(ctx)
+    except ValueError as error:
+        if ctx.method != "prompts/get":
+            raise
+        raise MCPError(code=INVALID_PARAMS, message=f"{str(error)[:300]}.") from None
+
+
 def build(
     door: Door, *, lifespan: Callable[[Any], contextlib.AbstractAsyncContextManager[Any]] | None = None
 ) -> MCPServer[Any]:
     """The server with every tool, resource and prompt behind ``door``."""
+    logging.basicConfig(format="vllm-diagnose: %(levelname)s %(name)s: %(message)s")  # unless the process has its own
     registry.discover()
     known = {action.name: action for action in registry.actions()}
     tools = [
@@ -78,6 +92,7 @@ def build(
         log_level="WARNING",
         lifespan=lifespan,
         subscriptions=False,
+        middleware=[_say_what_a_prompt_lacks],
         cache_hints={
             "tools/list": _KEEP,
             "prompts/list": _KEEP,
@@ -106,25 +121,23 @@ def run_stdio(settings: Settings) -> None:
     build(door, lifespan=lifespan).run("stdio")
 
 
-def mount(app: FastAPI, shared: Shared, *, more: Callable[[MCPServer[Any]], None] | None = None) -> None:
-    """Mount streamable HTTP at ``/mcp``. ``more`` may add tools to the server before it is served.
+def mount(app: FastAPI, shared: Shared) -> None:
+    """Mount streamable HTTP at ``/mcp``; the server stays in ``app.state.mcp``, where a later face may add to it.
 
-    Stateless, so that any replica answers any request. Routes are added one by one: a mounted application would answer
-    ``/mcp`` with a redirect, which strict clients refuse.
+    Stateless unless ``server.mcp_sessions`` says otherwise, so that any replica answers any request. Routes are added
+    one by one: a mounted application would answer ``/mcp`` with a redirect, which strict clients refuse.
     """
     from mcp.server.transport_security import TransportSecuritySettings
     from starlette.routing import Route
 
     from assistant.faces.mcp.bearer import Bearer, metadata_route
 
-    server = build(HttpDoor(shared))
-    if more is not None:
-        more(server)
+    server = app.state.mcp = build(HttpDoor(shared))
     settings = shared.settings
     hosts = [name for host in shared.hosts for name in (host, f"{host}:*")]
     origins = [*settings["server.allowed_origins"], *shared.origins]
     sub = server.streamable_http_app(
-        stateless_http=True,
+        stateless_http=not settings.yes("server.mcp_sessions"),
         max_request_body_size=settings.whole("server.max_body_bytes"),
         transport_security=TransportSecuritySettings(allowed_hosts=hosts, allowed_origins=origins),
     )
