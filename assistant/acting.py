@@ -5,6 +5,7 @@ All faces come through here, so that what a role may do does not depend on the d
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ async def perform(
     except (ForbiddenError, ConsentError):
         _note(audit, principal, face, action, "refused", arguments)
         raise
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         _note(audit, principal, face, action, "failed", arguments)
         raise
     _note(audit, principal, face, action, "done", arguments)

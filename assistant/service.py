@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from assistant import __version__
 from assistant.acting import carrier
-from assistant.readers import Ask, InProcess, Readers, clean_input
+from assistant.readers import Ask, InProcess, Readers, ReadersError, clean_input
 from assistant.security.roles import Principal, Role, require
 from knowledge.catalog import Catalog, load
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis, Language
     from assistant.security.consent import Consents
     from assistant.settings import Settings
-    from assistant.store.audit import Audit
+    from assistant.store.audit import Audit, Outcome
     from assistant.store.database import Database
     from assistant.store.incidents import Incidents
     from assistant.store.jobs import Job, Jobs
@@ -99,11 +99,13 @@ class Service:
         Raises ``ForbiddenError``, :class:`QuestionError`, ``ReadersError`` and ``TimeoutError``. A store that is away
         costs the incident's id and not the answer.
         """
-        require(principal, "diagnose", "reads")
-        self.check_answers(ask.answers)
-        if ask.target is not None and ask.target.strip():
-            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
-        diagnosis = await self.readers.diagnose(clean_input(ask))
+        brought = {"logs": [name for name, _ in ask.logs], "bytes": sum(len(data) for _, data in ask.logs)}
+        async with self.noted(principal, face, "diagnose", {**brought, "target": ask.target}):
+            require(principal, "diagnose", "reads")
+            self.check_answers(ask.answers)
+            if ask.target is not None and ask.target.strip():
+                ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
+            diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
             return Answered(diagnosis, None, 1)
         from assistant.store.database import StoreError
@@ -113,6 +115,31 @@ class Service:
         except StoreError as error:
             return Answered(diagnosis, None, 1, str(error))
         return Answered(diagnosis, incident, 1)
+
+    async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
+        """A new incident of what a saved one knows and what ``ask`` brings besides: the log that was asked for, say.
+
+        Raises what :meth:`diagnose` and :meth:`incident` raise, and ``ReadersError`` for an unreadable saved case.
+        """
+        require(principal, "diagnose", "reads")
+        from assistant.diagnosis.model import case_from_json
+
+        saved = await self.in_thread(self.incidents.get, incident)
+        try:
+            case = case_from_json(saved.evidence[0])
+        except (IndexError, KeyError, ValueError, TypeError) as error:
+            raise ReadersError(f"The incident was saved in a form that cannot be read back ({error!r}).") from None
+        answered = {answer.question: answer.value for answer in saved.answers}
+        whole = replace(
+            ask,
+            text="\n".join(part for part in (case.text, ask.text) if part),
+            vllm_version=ask.vllm_version or case.vllm_version,
+            language=ask.language or case.language,
+            target=ask.target or (case.target if case.target in self.targets else None),
+            answers={**case.answers, **answered, **ask.answers},
+            readings=(*ask.readings, case.reading),
+        )
+        return await self.diagnose(principal, whole, face=face)
 
     async def incident(self, principal: Principal, incident: str, language: Language | None = None) -> Answered:
         """A saved incident, diagnosed again from its evidence, in another language where one is asked for.
@@ -132,6 +159,12 @@ class Service:
 
         Raises :class:`QuestionError`, ``StaleRevisionError``, ``NotFoundError`` and ``ForbiddenError``.
         """
+        async with self.noted(principal, face, "diagnose", {"incident": incident, "answers": dict(answers)}):
+            return await self._answer(principal, incident, answers, face, revision)
+
+    async def _answer(
+        self, principal: Principal, incident: str, answers: Mapping[str, str], face: str, revision: int | None
+    ) -> Answered:
         require(principal, "diagnose", "reads")
         self.check_answers(answers)
         saved = await self.in_thread(self.incidents.get, incident)
@@ -156,6 +189,26 @@ class Service:
                 )
             )
         return Answered(diagnosis, incident, seen)
+
+    @contextlib.asynccontextmanager
+    async def noted(self, principal: Principal, face: str, did: str, detail: Mapping[str, Any]) -> AsyncIterator[None]:
+        """Write down who did ``did`` and how it ended; a database that is away costs the note and not the call."""
+        from assistant.security.roles import ForbiddenError
+        from assistant.store.database import StoreError
+
+        outcome: Outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+        except ForbiddenError:
+            outcome = "refused"
+            raise
+        finally:
+            who, role = principal.id, principal.role.name
+            with contextlib.suppress(StoreError):
+                await self.in_thread(
+                    lambda: self.audit.note(who=who, role=role, face=face, did=did, outcome=outcome, detail=detail)
+                )
 
     def target(self, name: str) -> Target:
         """The configured target of this name; raises ``NotFoundError``."""

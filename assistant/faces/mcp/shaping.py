@@ -19,18 +19,20 @@ MOST_TEXT = 2200
 _MOST_QUOTE = 240
 
 
-def structured(answered: Answered, tools: frozenset[str]) -> dict[str, Any]:
+def structured(answered: Answered, tools: frozenset[str], *, local: bool) -> dict[str, Any]:
     """The answer as data, at most :data:`MOST_STRUCTURED` characters as JSON.
 
+    ``tools`` are those that a step may name; ``local`` says that the client may name files of this machine.
     ``because[].text`` and ``not_measured`` quote what came from outside; everything else is the assistant's own.
     """
     whole = answered.to_json()
     body: dict[str, Any] = {
         key: whole[key] for key in ("verdict", "summary", "incident", "revision", "language", "vllm_version", "stage")
     }
-    body["causes"] = [_cause(cause, first=not place) for place, cause in enumerate(whole["causes"][:3])]
+    known = whole["verdict"] == "cause"
+    body["causes"] = [_cause(cause, first=not place, known=known) for place, cause in enumerate(whole["causes"][:3])]
     body["collect_first"] = whole["collect_first"][:2]
-    body["next_steps"] = [_step(step, answered.incident, tools) for step in whole["next_steps"][:4]]
+    body["next_steps"] = [_step(step, answered.incident, tools, local) for step in whole["next_steps"][:4]]
     body["ruled_out"] = [entry["id"] for entry in whole["ruled_out"][:5]]
     body["not_measured"] = [{k: str(v)[:160] for k, v in entry.items()} for entry in whole["not_measured"][:3]]
     if answered.not_saved:
@@ -57,7 +59,8 @@ def text(answered: Answered, catalog: Catalog) -> str:
     return "\n".join(parts) or answered.diagnosis.summary[:MOST_TEXT]
 
 
-def _cause(cause: dict[str, Any], *, first: bool) -> dict[str, Any]:
+def _cause(cause: dict[str, Any], *, first: bool, known: bool) -> dict[str, Any]:
+    """One cause. A guess comes without fixes: whoever reads one would try it instead of asking on."""
     out: dict[str, Any] = {
         "id": cause["id"],
         "title": cause["title"],
@@ -71,6 +74,8 @@ def _cause(cause: dict[str, Any], *, first: bool) -> dict[str, Any]:
         {"source": q["source"], "line": q["line"], "process": q["process"], "text": q["text"][:_MOST_QUOTE]}
         for q in cause["because"][:2]
     ]
+    if not known:
+        return out
     out["fixes"] = [
         {k: fix[k] for k in ("title", "command", "impact", "undo", "work_around") if fix[k] not in (None, False)}
         for fix in cause["fixes"][:3]
@@ -79,7 +84,16 @@ def _cause(cause: dict[str, Any], *, first: bool) -> dict[str, Any]:
     return out
 
 
-def _step(step: dict[str, Any], incident: str | None, tools: frozenset[str]) -> dict[str, Any]:
+#: What a step that collects asks for, as the argument that brings it.
+_BROUGHT: dict[str, dict[str, Any]] = {
+    "collect-log": {"logs": [{"name": "server.log", "content": "..."}]},
+    "collect-above": {"logs": [{"name": "server.log", "content": "..."}]},
+    "collect-symptom": {"text": "..."},
+    "collect-version": {"vllm_version": "..."},
+}
+
+
+def _step(step: dict[str, Any], incident: str | None, tools: frozenset[str], local: bool) -> dict[str, Any]:
     """A step with the very call that takes it, where a call does."""
     out: dict[str, Any] = {"action": step["action"], "text": step["text"]}
     if step["action"] == "ask":
@@ -88,6 +102,10 @@ def _step(step: dict[str, Any], incident: str | None, tools: frozenset[str]) -> 
         if incident:
             answer = "|".join(out["choices"]) or "..."
             out["call"] = {"tool": "diagnose", "arguments": {"incident": incident, "answers": {step["id"]: answer}}}
+    elif step["id"] in _BROUGHT and incident:
+        brought = _BROUGHT[step["id"]]
+        arguments = {"paths": ["..."]} if local and "logs" in brought else brought
+        out["call"] = {"tool": "diagnose", "arguments": {"incident": incident, **arguments}}
     elif step["action"] == "run_tool" and step["tool"] in tools:
         out["call"] = {"tool": step["tool"], "arguments": step["arguments"]}
         out["effect"] = step["effect"]

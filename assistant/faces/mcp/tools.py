@@ -207,9 +207,11 @@ class JobTool(AssistantTool):
         principal = self.door.principal(context)
         identifier = str(arguments.get("job", ""))
         seconds = _seconds(arguments.get("wait_s", 20))
-        job = await service.job(principal, identifier)
-        if arguments.get("cancel") is True:
-            job = await service.in_thread(service.jobs.cancel, identifier)
+        cancel = arguments.get("cancel") is True
+        async with service.noted(principal, "mcp", "get_job", {"job": identifier[:80], "cancel": cancel}):
+            job = await service.job(principal, identifier)
+            if cancel:
+                job = await service.in_thread(service.jobs.cancel, identifier)
         report = reporter(context)
         until = asyncio.get_running_loop().time() + seconds
         while not job.finished and asyncio.get_running_loop().time() < until:

@@ -96,16 +96,19 @@ def test_an_answer_continues_by_its_incident_and_refuses_what_is_no_choice(asked
         wrong = await client.call_tool(
             "diagnose", {"incident": arguments["incident"], "answers": {step["question"]: "a goose"}}
         )
-        both = await client.call_tool("diagnose", {"incident": arguments["incident"], "text": "x"})
+        more = await client.call_tool(
+            "diagnose", {"incident": arguments["incident"], "logs": [{"name": "server.log", "content": LOG}]}
+        )
         none = await client.call_tool("diagnose", {"incident": "nobody"})
-        return first, second, wrong, both, none
+        return first, second, wrong, more, none
 
-    first, second, wrong, both, none = asked(talk)
+    first, second, wrong, more, none = asked(talk)
     assert first.structured_content["verdict"] == "unknown"
     assert second.structured_content["revision"] == 2
     assert second.structured_content["incident"] == first.structured_content["incident"]
     assert wrong.is_error and "its choices are" in wrong.content[0].text
-    assert both.is_error and "leave" in both.content[0].text
+    assert more.structured_content["causes"][0]["id"] == "model/corrupt-checkpoint"
+    assert more.structured_content["incident"] != first.structured_content["incident"]
     assert none.is_error and "There is no incident" in none.content[0].text
 
 
