@@ -21,6 +21,13 @@ def fence(text: str) -> str:
     return f"{ticks}\n{text}\n{ticks}"
 
 
+def span(text: str) -> str:
+    """A code span whose delimiter is longer than any run of back-ticks in the text."""
+    delimiter = fence(text).partition("\n")[0][2:] if "`" in text else "`"
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{delimiter}{pad}{' '.join(text.split())}{pad}{delimiter}"
+
+
 def to_markdown(blocks: Iterable[Block]) -> str:
     """The whole answer as Markdown text."""
     return "\n\n".join(part for block in blocks for part in _draw(block)) + "\n"
@@ -33,7 +40,7 @@ def _draw(block: Block, indent: str = "") -> list[str]:
         case Text(text):
             return [_indented(text, indent)]
         case Quotation(where, text):
-            return [_indented(f"{where}:\n\n{fence(text)}", indent)]
+            return [_indented(f"{span(where)}:\n\n{fence(text)}", indent)]
         case Command(text):
             return [_indented(fence(broken(text, _COLUMNS)), indent)]
         case Item(title, tags, body, number):
