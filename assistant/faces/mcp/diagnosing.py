@@ -18,7 +18,7 @@ from mcp_types.version import is_version_at_least
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from assistant.faces.mcp import shaping
-from assistant.faces.mcp.tools import OFFERED, AssistantTool, result
+from assistant.faces.mcp.tools import OFFERED, VIEW, AssistantTool, result
 from assistant.faces.schemas import compact
 from assistant.readers import Ask
 from tools.logs.parse import NamedLog
@@ -38,7 +38,6 @@ MOST_QUESTIONS = 3
 MOST_FILE = 2 << 30
 _KEY = "answer"
 _SKIPPED = "unknown"
-APP = "ui://vllm-diagnose/diagnosis.html"
 
 DESCRIPTION = """Find the root cause of a vLLM server's failure, hang, slowness or wrong output, from logs and/or a \
 question in English or Chinese. Returns verdict (cause, healthy or unknown), the cause with quoted evidence, what to \
@@ -120,7 +119,7 @@ class DiagnoseTool(AssistantTool):
                 idempotent_hint=False,
                 open_world_hint=True,
             ),
-            meta={"ui": {"resourceUri": APP}},
+            meta={"ui": {"resourceUri": VIEW}},
         )
 
     async def answer(

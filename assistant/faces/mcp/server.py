@@ -17,10 +17,10 @@ from mcp.server.mcpserver.resources import TextResource
 from mcp_types import INVALID_PARAMS
 
 from assistant import __version__
-from assistant.faces.mcp.diagnosing import APP, DiagnoseTool
+from assistant.faces.mcp.diagnosing import DiagnoseTool
 from assistant.faces.mcp.door import Door, HttpDoor, LocalDoor
 from assistant.faces.mcp.reading import add_prompts, add_resources
-from assistant.faces.mcp.tools import OFFERED, ActionTool, JobTool
+from assistant.faces.mcp.tools import OFFERED, VIEW, ActionTool, JobTool
 from tools import registry
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Views(Extension):
         from mcp.server.extension import ResourceBinding
 
         resource = TextResource(
-            uri=APP,
+            uri=VIEW,
             name="diagnosis",
             title="Diagnosis",
             description="The answer of diagnose and estimate_memory as an interactive page.",

@@ -99,6 +99,7 @@ def _step(step: dict[str, Any], incident: str | None, tools: frozenset[str], loc
     if step["action"] == "ask":
         out["question"] = step["id"]
         out["choices"] = [choice["value"] for choice in step["choices"] or ()]
+        out["labels"] = [choice["label"] for choice in step["choices"] or ()]
         if incident:
             answer = "|".join(out["choices"]) or "..."
             out["call"] = {"tool": "diagnose", "arguments": {"incident": incident, "answers": {step["id"]: answer}}}
@@ -141,7 +142,13 @@ def _fewer(key: str, keep: int) -> Callable[[dict[str, Any]], None]:
     return cut
 
 
+def _no_labels(body: dict[str, Any]) -> None:
+    for step in body["next_steps"]:
+        step.pop("labels", None)
+
+
 _CUTS: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _no_labels,
     _dropping(("ruled_out", 2), ("not_measured", 1)),
     _dropping(("causes", 2), ("collect_first", 1), ("next_steps", 3)),
     _fewer("fixes", 2),

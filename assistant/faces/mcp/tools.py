@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.mcpserver.exceptions import ToolError
@@ -36,9 +36,14 @@ OFFERED = (
     "check_network",
     "search_knowledge",
 )
+#: The interactive view of MCP Apps, and the actions whose results it draws.
+VIEW = "ui://vllm-diagnose/diagnosis.html"
+VIEWED = ("estimate_memory",)
 #: Characters of a result; what is longer is cut list by list.
 MOST_RESULT = 5200
-_MOST_TEXT = 700
+#: Characters of a result and of the text beside it.
+MOST_ANSWER = 5800
+_REST = "(the rest is in the structured content)"
 
 
 class AssistantTool(Tool):
@@ -130,6 +135,7 @@ class ActionTool(AssistantTool):
             returns=None if action.effect != "reads" else compact(action.output_schema(), depth=MOST_DEPTH),
             annotations=annotations,
             action=action,
+            meta={"ui": {"resourceUri": VIEW}} if action.name in VIEWED else None,
         )
 
     async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
@@ -242,10 +248,41 @@ def job_body(job: Job) -> dict[str, Any]:
 
 def result(body: dict[str, Any], text: str | None = None) -> CallToolResult:
     """Data with a text beside it for clients that only show text."""
-    shown = json.dumps(body, ensure_ascii=False) if text is None else text
-    if text is None and len(shown) > _MOST_TEXT:
-        shown = shown[:_MOST_TEXT] + " ... (the whole is in the structured content)"
+    shown = outline(body) if text is None else text
     return CallToolResult(content=[TextContent(type="text", text=shown)], structured_content=body)
+
+
+def outline(body: Mapping[str, Any]) -> str:
+    """Data as lines for clients that only show text, as many as fit beside the structured form.
+
+    Every text is written as JSON writes it, so that what was read from outside stays quoted on its own line.
+    """
+    room = MOST_ANSWER - len(json.dumps(body, ensure_ascii=False))
+    lines: list[str] = []
+    for line in _lines(body):
+        room -= len(line) + 1
+        if room < 0:
+            return "\n".join([*lines, _REST])
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _lines(body: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in body.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{key}:"
+            yield from (f"- {_words(entry)}" for entry in value)
+        elif value not in (None, [], {}, ""):
+            yield f"{key}: {_words(value)}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{key} {_words(part)}" for key, part in value.items() if part not in (None, [], {}, ""))
+        return ", ".join(pairs)
+    if isinstance(value, list):
+        return "; ".join(_words(part) for part in value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def bounded(body: Mapping[str, Any]) -> dict[str, Any]:
