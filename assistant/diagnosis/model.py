@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ class Case:
 
     def to_json(self) -> dict[str, Any]:
         """The case as plain data; :func:`case_from_json` is its inverse."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        return _plain(self)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Diagnosis:
                 for s in self.looked_at
             ],
             "causes": [_finding_json(finding) for finding in self.causes],
-            "collect_first": [_plain(asdict(c)) for c in self.collect_first],
+            "collect_first": [_plain(c) for c in self.collect_first],
             "ruled_out": [{"id": r.id, "title": r.title, "why": r.why} for r in self.ruled_out],
             "path": [
                 {"node": s.node, "question": s.question, "answer": s.answer, "from": s.origin, "tool": s.tool}
@@ -212,14 +212,24 @@ class Diagnosis:
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
-    out = _plain(asdict(finding))
+    out = _plain(finding)
     out["confidence"] = round(finding.confidence, 4)
     return out  # type: ignore[no-any-return]
 
 
+#: What JSON knows as it is; most of a case.
+_AS_IT_IS = (str, int, float, bool, type(None))
+
+
 def _plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as JSON has them; ``dataclasses.asdict`` would copy all of it once more."""
+    if type(value) in _AS_IT_IS:
+        return value
     if isinstance(value, datetime):
         return value.isoformat()
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is not None:
+        return {name: _plain(getattr(value, name)) for name in fields}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -89,11 +89,19 @@ def cleaner(settings: Settings) -> Callable[[str], str]:
 
 
 def everywhere(value: Any, clean: Callable[[str], str]) -> Any:
-    """``value`` with every text in it cleaned, keys left alone."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {str(key): everywhere(part, clean) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [everywhere(part, clean) for part in value]
-    return value
+    """``value`` with every text in it cleaned, keys left alone. The same text is cleaned once: names repeat a lot."""
+    done: dict[str, str] = {}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, str):
+            found = done.get(node)
+            if found is None:
+                found = done[node] = clean(node)
+            return found
+        if isinstance(node, Mapping):
+            return {str(key): walk(part) for key, part in node.items()}
+        if isinstance(node, list | tuple):
+            return [walk(part) for part in node]
+        return node
+
+    return walk(value)

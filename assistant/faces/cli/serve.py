@@ -67,12 +67,17 @@ def serve(
 
 def mcp() -> None:
     """Serve MCP over standard input and output, for an IDE or another client on this machine."""
+    import gc
+
+    gc.disable()  # the imports leave a hundred thousand objects that stay; looking for garbage among them takes a tenth
     from assistant.faces.mcp.server import run_stdio
     from assistant.settings import load_what_works
 
     settings, problems = load_what_works()
     for problem in problems:
         print(f"vllm-diagnose: {problem}", file=sys.stderr)
+    gc.freeze()
+    gc.enable()
     run_stdio(settings)
 
 
