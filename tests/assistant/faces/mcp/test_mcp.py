@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp import Client, StdioServerParameters
-from mcp_types import ElicitResult
+from mcp_types import ElicitResult, PromptReference, ResourceTemplateReference
 
+from assistant import __version__
 from assistant.faces.mcp.door import LocalDoor
+from assistant.faces.mcp.reading import CAUSE, DOCUMENT
 from assistant.faces.mcp.server import build
 from assistant.faces.mcp.shaping import MOST_STRUCTURED, MOST_TEXT
-from assistant.faces.mcp.tools import MOST_RESULT, bounded
+from assistant.faces.mcp.tools import MOST_RESULT, OFFERED, bounded
 from assistant.settings import load
 
 ROOT = Path(__file__).parents[4]
@@ -192,3 +195,50 @@ def test_resources_and_completion(asked) -> None:
     assert view.contents[0].mime_type == "text/html;profile=mcp-app"
     assert "innerHTML" not in view.contents[0].text
     assert all(isinstance(problem, str) for problem in bad)
+
+
+def test_the_documentation_names_what_there_is_and_its_configurations_can_be_read() -> None:
+    page = (ROOT / "docs" / "mcp.md").read_text("utf-8")
+    for name in (
+        "diagnose",
+        *OFFERED,
+        "get_job",
+        CAUSE,
+        DOCUMENT,
+        "triage_incident",
+        "explain_log",
+        "server.mcp_sessions",
+    ):
+        assert f"`{name}`" in page, name
+    blocks = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        assert json.loads(block)
+    manifest = json.loads((ROOT / "server.json").read_text("utf-8"))
+    assert manifest["version"] == manifest["packages"][0]["version"] == __version__
+    assert len(manifest["description"]) <= 100
+    assert not any("registryBaseUrl" in package for package in manifest["packages"])
+
+
+def test_a_prompt_speaks_both_languages_and_completion_offers_them(asked) -> None:
+    async def talk(client: Client) -> Any:
+        said = [
+            (await client.get_prompt("triage_incident", {"symptom": "slow", "language": language}))
+            .messages[0]
+            .content.text
+            for language in ("en", "zh")
+        ]
+        completions = [
+            (await client.complete(ref, argument, context_arguments=before)).completion.values
+            for ref, argument, before in (
+                (PromptReference(name="triage_incident"), {"name": "language", "value": ""}, None),
+                (ResourceTemplateReference(uri=CAUSE), {"name": "area", "value": "mem"}, None),
+                (ResourceTemplateReference(uri=CAUSE), {"name": "slug", "value": "no-"}, {"area": "memory"}),
+            )
+        ]
+        return said, completions
+
+    (english, chinese), (languages, areas, slugs) = asked(talk)
+    assert "Call diagnose" in english
+    assert re.search("[\u4e00-\u9fff]{4}", chinese)
+    assert languages == ["en", "zh"] and areas == ["memory"] and "no-room-for-kv-cache" in slugs
