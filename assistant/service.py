@@ -116,6 +116,11 @@ class Service:
             return Answered(diagnosis, None, 1, str(error))
         return Answered(diagnosis, incident, 1)
 
+    async def keep(self, diagnosis: Diagnosis, question: str, principal: Principal, *, face: str) -> Answered:
+        """Keep a diagnosis that was made without being saved. Raises ``StoreError``."""
+        incident = await self.in_thread(self._save, diagnosis, question, f"{face}: {principal.id}")
+        return Answered(diagnosis, incident, 1)
+
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
         """A new incident of what a saved one knows and what ``ask`` brings besides: the log that was asked for, say.
 

@@ -26,6 +26,8 @@ from assistant.security.limiter import Limiter
 from assistant.service import Service, opened
 
 if TYPE_CHECKING:
+    from assistant.alerts.channels import Channel
+    from assistant.alerts.desk import Desk
     from assistant.security.oauth import Issuer
     from assistant.settings import Settings
 
@@ -41,6 +43,8 @@ class Shared:
     settings: Settings
     port: int = 0
     running: list[Running] = field(default_factory=list)
+    channels: list[Channel] = field(default_factory=list)  # where diagnosed alerts go besides the configured places
+    desk: Desk | None = None  # who works on alerts; there while the server runs
     _service: Service | None = None
     _authenticator: Authenticator | None = None
 
