@@ -29,7 +29,7 @@ def group_message(held: Held, catalog: Catalog, language: Language, url: Callabl
         "resolved" if ended else "updated" if any(sent.version for sent in group.channels.values()) else "opened"
     )
     title = _title(group, catalog, language)
-    link = url(f"/v1/diagnoses/{held.incident}" if held.incident else f"/v1/alerts/{held.id}")
+    link = url(f"/incidents/{held.incident}" if held.incident else f"/v1/alerts/{held.id}")
     blocks = tuple(_blocks(group, title, link, catalog, language))
     return AlertMessage(
         id=held.id,
