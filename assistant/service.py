@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from assistant.settings import Settings
     from assistant.store.audit import Audit, Outcome
     from assistant.store.database import Database
+    from assistant.store.feedback import Feedback, Seen
     from assistant.store.incidents import Incidents
     from assistant.store.jobs import Job, Jobs
     from assistant.store.worker import Worker
@@ -53,12 +54,14 @@ class Answered:
     incident: str | None
     revision: int
     not_saved: str = ""
+    seen_before: tuple[Seen, ...] = ()
 
     def to_json(self, *, full: bool = False) -> dict[str, Any]:
         """The diagnosis as interfaces know it."""
         body: dict[str, Any] = self.diagnosis.to_json(
             engine=__version__, full=full, incident=self.incident, revision=self.revision
         )
+        body["seen_before"] = [seen.to_json() for seen in self.seen_before]
         return body
 
 
@@ -76,6 +79,7 @@ class Service:
         from assistant.store.audit import Audit
         from assistant.store.claims import Claims
         from assistant.store.conversations import Conversations
+        from assistant.store.feedback import Feedback
         from assistant.store.incidents import Incidents
         from assistant.store.jobs import Jobs
 
@@ -86,6 +90,7 @@ class Service:
         self.targets = _targets(settings)
         self.policy = _policy(settings, self.targets)
         self.incidents: Incidents = Incidents(database)
+        self.feedback: Feedback = Feedback(database)
         self.jobs: Jobs = Jobs(database)
         self.audit: Audit = Audit(database)
         self.tokens = Tokens(database)
@@ -111,15 +116,15 @@ class Service:
         from assistant.store.database import StoreError
 
         try:
-            incident = await self.in_thread(self._save, diagnosis, ask.text, f"{face}: {principal.id}")
+            incident, seen = await self.in_thread(self._save_new, diagnosis, ask.text, f"{face}: {principal.id}")
         except StoreError as error:
             return Answered(diagnosis, None, 1, str(error))
-        return Answered(diagnosis, incident, 1)
+        return Answered(diagnosis, incident, 1, seen_before=seen)
 
     async def keep(self, diagnosis: Diagnosis, question: str, principal: Principal, *, face: str) -> Answered:
         """Keep a diagnosis that was made without being saved. Raises ``StoreError``."""
-        incident = await self.in_thread(self._save, diagnosis, question, f"{face}: {principal.id}")
-        return Answered(diagnosis, incident, 1)
+        incident, seen = await self.in_thread(self._save_new, diagnosis, question, f"{face}: {principal.id}")
+        return Answered(diagnosis, incident, 1, seen_before=seen)
 
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
         """A new incident of what a saved one knows and what ``ask`` brings besides: the log that was asked for, say.
@@ -155,7 +160,8 @@ class Service:
         saved = await self.in_thread(self.incidents.get, incident)
         case = {**saved.evidence[0], "language": language} if language else saved.evidence[0]
         diagnosis = await self.readers.again(case, {a.question: a.value for a in saved.answers})
-        return Answered(diagnosis, saved.id, saved.revision)
+        seen = await self.in_thread(self._seen, diagnosis, saved.id)
+        return Answered(diagnosis, saved.id, saved.revision, seen_before=seen)
 
     async def answer(
         self, principal: Principal, incident: str, answers: Mapping[str, str], *, face: str, revision: int | None = None
@@ -193,7 +199,8 @@ class Service:
                     given_by=f"{face}: {principal.id}",
                 )
             )
-        return Answered(diagnosis, incident, seen)
+        before = await self.in_thread(self._seen, diagnosis, incident)
+        return Answered(diagnosis, incident, seen, seen_before=before)
 
     @contextlib.asynccontextmanager
     async def noted(self, principal: Principal, face: str, did: str, detail: Mapping[str, Any]) -> AsyncIterator[None]:
@@ -319,6 +326,20 @@ class Service:
             question=clean(question),
             saved_by=saved_by,
         )
+
+    def _save_new(self, diagnosis: Diagnosis, question: str, saved_by: str) -> tuple[str, tuple[Seen, ...]]:
+        incident = self._save(diagnosis, question, saved_by)
+        return incident, self._seen(diagnosis, incident)
+
+    def _seen(self, diagnosis: Diagnosis, incident: str) -> tuple[Seen, ...]:
+        """Earlier incidents of the same cause; a store that fails here costs this list and nothing else."""
+        from assistant.store.database import StoreError
+
+        if diagnosis.verdict != "cause" or not diagnosis.causes:
+            return ()
+        with contextlib.suppress(StoreError):
+            return self.feedback.seen_before(diagnosis.causes[0].id, diagnosis.target, besides=incident)
+        return ()
 
     def _touch(self) -> None:
         import sqlalchemy as sa

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from assistant import __version__
 from assistant.faces.cli.options import ExitCodeOption, Output, OutputOption, PathOption
+
+if TYPE_CHECKING:
+    from assistant.diagnosis.model import Diagnosis
+    from assistant.store.database import Database
 
 
 def mount(app: typer.Typer) -> None:
@@ -74,6 +78,17 @@ def _again(incident: str, given: dict[str, str], output: Output, path: bool, exi
                 diagnosis=body,
                 evidence=saved.evidence,
             )
-    print_diagnosis(diagnosis, known, Shown(output.value, False, path), incident, revision)
+        seen = _seen(database, diagnosis, incident)
+    print_diagnosis(diagnosis, known, Shown(output.value, False, path), incident, revision, seen_before=seen)
     if exit_code:
         raise typer.Exit(EXIT[diagnosis.verdict])
+
+
+def _seen(database: Database, diagnosis: Diagnosis, incident: str) -> list[dict[str, Any]]:
+    """Earlier incidents with the same cause."""
+    from assistant.store.feedback import Feedback
+
+    if diagnosis.verdict != "cause":
+        return []
+    found = Feedback(database).seen_before(diagnosis.causes[0].id, diagnosis.target, besides=incident)
+    return [seen.to_json() for seen in found]

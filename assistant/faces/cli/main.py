@@ -157,9 +157,11 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, incidents, kb, memory, metrics, sanity, serve, sync
+    from assistant.faces.cli import admin, feedback, incidents, kb, memory, metrics, sanity, serve, sync
+
 
     incidents.mount(app)
+    feedback.mount(app)
     admin.mount(app)
     sanity.mount(app)
     memory.mount(app)

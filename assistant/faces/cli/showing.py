@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from assistant import __version__
 from assistant.diagnosis.model import Diagnosis
 from assistant.faces.cli.options import fail
 from assistant.render.blocks import diagnosis_blocks
+from assistant.render.seen import seen_before_blocks
 from knowledge.catalog import Catalog, load
 
 EXIT = {"healthy": 0, "cause": 1, "unknown": 4}
@@ -46,13 +49,23 @@ def save(diagnosis: Diagnosis, question: str) -> str | None:
     return saved.incident_id
 
 
-def show(diagnosis: Diagnosis, known: Catalog, shown: Shown, incident: str | None = None, revision: int = 1) -> None:
-    """Prints a diagnosis in the asked form."""
+def show(
+    diagnosis: Diagnosis,
+    known: Catalog,
+    shown: Shown,
+    incident: str | None = None,
+    revision: int = 1,
+    *,
+    seen_before: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Prints a diagnosis in the asked form; ``seen_before`` are earlier incidents with the same cause."""
     if shown.output == "json":
         body = diagnosis.to_json(engine=__version__, full=shown.full, incident=incident, revision=revision)
+        body |= {"seen_before": list(seen_before)} if incident else {}
         print(json.dumps(body, ensure_ascii=False, indent=2))
         return
     blocks = list(diagnosis_blocks(diagnosis, known, show_path=shown.path))
+    blocks += seen_before_blocks(seen_before, known, diagnosis.language)
     if shown.output == "markdown":
         from assistant.render.markdown import to_markdown
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from assistant.faces.http.models import (
     AnswersRequest,
     DiagnosisOut,
     DiagnosisRequest,
+    FeedbackOut,
     FeedbackRequest,
     IncidentsOut,
 )
@@ -246,6 +248,14 @@ async def feedback(request: Request, who: Sender, incident: Incident, given: Fee
         )
     )
     return Response(status_code=204)
+
+
+@router.get("/feedback", response_model=FeedbackOut, summary="What people said, per cause")
+async def judged(request: Request, _: Sender) -> Response:
+    """For every cause that was found: incidents, and how many were judged right, partly right and wrong."""
+    service = service_of(request)
+    rows = await service.in_thread(service.feedback.per_cause)
+    return Json({"items": [asdict(row) for row in rows]})
 
 
 @router.get(

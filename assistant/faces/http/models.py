@@ -176,6 +176,20 @@ class DiagnosisOut(_Open):
     not_measured: list[dict[str, Any]]
 
 
+class JudgedOut(BaseModel):
+    """What people said of the diagnoses of one cause; "healthy" and "unknown" stand for those verdicts."""
+
+    cause: str
+    incidents: int
+    yes: int
+    partly: int
+    no: int
+
+
+class FeedbackOut(BaseModel):
+    items: list[JudgedOut]
+
+
 class IncidentOut(_Open):
     """One line of the list of incidents."""
 
