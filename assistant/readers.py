@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assistant.diagnosis.diagnose import Engine
-    from assistant.diagnosis.model import Diagnosis, Language
+    from assistant.diagnosis.model import Case, Diagnosis, Language
     from tools.evidence import Reading
 
 #: Seconds beyond its own deadline after which a reading process counts as stuck and is replaced.
@@ -81,6 +81,11 @@ class Readers:
         found: Diagnosis = await self._run(_again, dict(case), dict(answers))
         return found
 
+    async def pack(self, ask: Ask, case: Mapping[str, Any] | None, incident: str | None) -> bytes:
+        """A bundle of one incident, of a saved ``case`` where there is one; raises :class:`ReadersError`."""
+        packed: bytes = await self._run(_pack, ask, None if case is None else dict(case), incident, self._deadline_s)
+        return packed
+
     def problems(self) -> tuple[str, ...]:
         """What keeps the pool from reading, one sentence each."""
         return ("The reading processes have been closed.",) if self._closed else ()
@@ -138,11 +143,18 @@ class InProcess:
 
     async def diagnose(self, ask: Ask) -> Diagnosis:
         """The diagnosis of one incident; raises :class:`ReadersError` and ``TimeoutError``."""
-        return await self._run(_diagnose, ask, self._deadline_s)
+        found: Diagnosis = await self._run(_diagnose, ask, self._deadline_s)
+        return found
 
     async def again(self, case: Mapping[str, Any], answers: Mapping[str, str]) -> Diagnosis:
         """The diagnosis of a saved case with these answers; raises :class:`ReadersError` and ``TimeoutError``."""
-        return await self._run(_again, dict(case), dict(answers))
+        found: Diagnosis = await self._run(_again, dict(case), dict(answers))
+        return found
+
+    async def pack(self, ask: Ask, case: Mapping[str, Any] | None, incident: str | None) -> bytes:
+        """A bundle of one incident, of a saved ``case`` where there is one; raises :class:`ReadersError`."""
+        packed: bytes = await self._run(_pack, ask, None if case is None else dict(case), incident, self._deadline_s)
+        return packed
 
     def problems(self) -> tuple[str, ...]:
         """Nothing can be wrong with a thread."""
@@ -154,12 +166,9 @@ class InProcess:
     def close(self) -> None:
         """Nothing has to be ended; what is being read ends at its own deadline."""
 
-    async def _run(self, work: Any, *arguments: Any) -> Diagnosis:
+    async def _run(self, work: Any, *arguments: Any) -> Any:
         async with self._lock:
-            found: Diagnosis = await asyncio.wait_for(
-                asyncio.to_thread(_prepared, work, *arguments), self._deadline_s + GRACE_S
-            )
-        return found
+            return await asyncio.wait_for(asyncio.to_thread(_prepared, work, *arguments), self._deadline_s + GRACE_S)
 
 
 def _prepared(work: Any, *arguments: Any) -> Any:
@@ -225,6 +234,25 @@ def _warm() -> None:
 
 
 def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:
+    return _ready().diagnose(_case_of(ask, deadline_s))
+
+
+def _pack(ask: Ask, case: dict[str, Any] | None, incident: str | None, deadline_s: float) -> bytes:
+    from assistant.bundles import BundleError, pack
+    from assistant.diagnosis.model import case_from_json
+    from tools.redaction import Redactor
+
+    clean = Redactor(addresses=True, emails=True).redact
+    try:
+        read = _case_of(ask, deadline_s) if case is None else case_from_json(case)
+        return pack(read, _ready(), clean, logs=ask.logs, incident=incident)
+    except (KeyError, TypeError) as error:
+        raise ReadersError(f"The incident was saved in a form that cannot be read back ({error!r}).") from None
+    except BundleError as error:
+        raise ReadersError(str(error)) from None
+
+
+def _case_of(ask: Ask, deadline_s: float) -> Case:
     from assistant.diagnosis.gather import read_case
     from tools.logs import LogInput, ReadOptions, recognise
 
@@ -244,7 +272,7 @@ def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:
         raise ReadersError(f"What was sent cannot be read: {error}") from None
     for reading in ask.readings:
         case = replace(case, reading=case.reading + reading)
-    return engine.diagnose(case)
+    return case
 
 
 def _again(case: dict[str, Any], answers: dict[str, str]) -> Diagnosis:

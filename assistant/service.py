@@ -126,6 +126,19 @@ class Service:
         incident, seen = await self.in_thread(self._save_new, diagnosis, question, f"{face}: {principal.id}")
         return Answered(diagnosis, incident, 1, seen_before=seen)
 
+    async def bundle(self, principal: Principal, ask: Ask, incident: str | None = None) -> bytes:
+        """A redacted bundle of a saved incident, or of what is given. Raises what :meth:`diagnose` raises."""
+        require(principal, "diagnose", "reads")
+        if incident is not None:
+            saved = await self.in_thread(self.incidents.get, incident)
+            answers = {a.question: a.value for a in saved.answers}
+            case = {**saved.evidence[0], "answers": {**saved.evidence[0].get("answers", {}), **answers}}
+            return await self.readers.pack(ask, case, saved.id)
+        self.check_answers(ask.answers)
+        if ask.target is not None and ask.target.strip():
+            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
+        return await self.readers.pack(clean_input(ask), None, None)
+
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
         """A new incident of what a saved one knows and what ``ask`` brings besides: the log that was asked for, say.
 

@@ -136,7 +136,7 @@ class Desk:
             words = [str(shown["summary"]) or str(shown["name"]) for shown in group.shown.values()]
         ask = Ask(text="\n".join(dict.fromkeys(words))[:4000] or group.title, language=self._language)
         if name:
-            ask = replace(ask, target=name)
+            ask = replace(ask, target=name, text="")  # what is seen there decides, not what a rule supposes
         async with self._places:
             try:
                 answered = await self._service.diagnose(ALERTS, ask, face="alerts", save=False)

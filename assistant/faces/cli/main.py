@@ -157,8 +157,7 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, feedback, incidents, kb, memory, metrics, sanity, serve, sync
-
+    from assistant.faces.cli import admin, bundle, feedback, incidents, kb, memory, metrics, sanity, serve, sync
 
     incidents.mount(app)
     feedback.mount(app)
@@ -168,6 +167,9 @@ def _mount() -> None:
     metrics.mount(app)
     serve.mount(app)
     sync.mount(app)
+    app.add_typer(
+        bundle.app, name="bundle", help="One incident in one redacted file that gives the same answer elsewhere."
+    )
     app.add_typer(kb.app, name="kb", help="The knowledge base and its authors' tools.")
 
 

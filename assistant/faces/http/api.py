@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
-from assistant.faces.http import alerts, diagnoses, knowledge, problems, work
+from assistant.faces.http import alerts, bundles, diagnoses, knowledge, problems, work
 from assistant.faces.http.problems import Problem
 from tools import registry
 
@@ -23,7 +23,7 @@ def mount(app: FastAPI, shared: Shared) -> None:
     problems.install(app, shared.url(METADATA))
     router = APIRouter(prefix="/v1", default_response_class=problems.Json, responses=problems.responses())
     registry.discover()
-    for part in (diagnoses.router, work.router, work.add_tools(), knowledge.router, alerts.router):
+    for part in (diagnoses.router, work.router, work.add_tools(), knowledge.router, alerts.router, bundles.router):
         router.include_router(part)
     app.include_router(router)
     shared.running.append(lambda: alerts.working(shared))

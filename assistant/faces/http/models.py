@@ -14,7 +14,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _questions(schema: dict[str, Any]) -> None:
+def questions(schema: dict[str, Any]) -> None:
     """Name every question and its choices, so that a client sees what may be answered."""
     from knowledge.catalog import load
 
@@ -47,7 +47,7 @@ def _tools(schema: dict[str, Any]) -> None:
 
 def _something(schema: dict[str, Any]) -> None:
     """At least words, a log or a target."""
-    _questions(schema)
+    questions(schema)
     schema["anyOf"] = [
         {"properties": {"text": {"pattern": "\\S"}}, "required": ["text"]},
         {"properties": {"logs": {"type": "array", "minItems": 1}}, "required": ["logs"]},
@@ -88,7 +88,7 @@ class DiagnosisRequest(BaseModel):
 class AnswersRequest(BaseModel):
     """Answers to questions of a diagnosis, and the revision that the person saw."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_questions)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=questions)
 
     revision: Annotated[int, Field(ge=1, le=1_000_000), BeforeValidator(_whole)]
     answers: Annotated[dict[str, str], Field(min_length=1, max_length=100)]

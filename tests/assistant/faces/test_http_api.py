@@ -241,3 +241,15 @@ def test_the_description_is_complete(served: Served) -> None:
         for method, operation in methods.items():
             assert operation.get("summary"), (method, path)
             assert "401" in operation["responses"], (method, path)
+
+
+def test_a_bundle_of_an_incident_and_of_a_log_open_elsewhere(served: Served) -> None:
+    from assistant.bundles import unpack
+
+    made = served.client.post("/v1/diagnoses", json={"logs": [{"name": "server.log", "content": LOG}]}).json()
+    for body in ({"incident": made["incident"]}, {"logs": [{"name": "server.log", "content": LOG}]}):
+        answer = served.client.post("/v1/bundles", json=body)
+        assert answer.status_code == 201 and answer.headers["content-type"] == "application/zip"
+        assert unpack(answer.content).diagnosis["causes"][0]["id"] == "model/corrupt-checkpoint"
+    assert served.client.post("/v1/bundles", json={}).status_code == 422
+    assert served.client.post("/v1/bundles", json={"incident": "nothing"}).status_code == 404
