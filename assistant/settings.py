@@ -81,6 +81,7 @@ KEYS: tuple[Key, ...] = (
     Key("server.anonymous", "text", "", "Role of whoever sends no token; empty refuses them.", one_of=("", "viewer")),
     Key("server.readers", "whole", 0, "Processes that read logs; 0 takes one for each core.", least=0, most=256),
     Key("server.max_body_bytes", "whole", 67_108_864, "Bytes that one request may bring.", least=1024),
+    Key("server.receive_s", "number", 120.0, "Seconds that a request may take to arrive.", least=1, most=3600),
     Key("server.requests_per_minute", "whole", 600, "Requests a minute for each token or address.", least=1),
     Key(
         "server.mcp_sessions",

@@ -25,6 +25,7 @@ LAB = ROOT / ".lab"
 #: What the laboratory takes at its largest, wheels still unpacked (measured 2026-11: 3 GB installed).
 LAB_BYTES = 9 * 2**30
 NOTHING_COLLECTED = 5  # pytest's exit status
+NO_TOOL = 4  # scripts/verify_http.py's
 
 
 @dataclass
@@ -131,7 +132,18 @@ def real_prometheus(seconds: float) -> Outcome:
             return Outcome(skipped=[str(late)])
         if status:
             return Outcome(skipped=[f"Prometheus could not be unpacked (exit status {status}, see above)"])
-    return pytest_step("slow and not lab", "tests/tools/prometheus")(seconds)
+    return pytest_step("slow and not lab", "tests/tools/prometheus", "tests/assistant/alerts/test_shipped.py")(seconds)
+
+
+def http_api(seconds: float) -> Outcome:
+    """The API against its own description: schemathesis, at least 3,000 cases."""
+    try:
+        status = run_in_group([sys.executable, str(ROOT / "scripts/verify_http.py")], seconds)
+    except TimeoutError as late:
+        return Outcome(skipped=[str(late)])
+    if status == NO_TOOL:
+        return Outcome(skipped=["schemathesis could not be installed (see above)"])
+    return Outcome(failed=1) if status else Outcome(passed=1)
 
 
 def model_context_protocol(seconds: float) -> Outcome:
@@ -192,12 +204,14 @@ def browser(seconds: float) -> Outcome:
 VERIFY = [
     Step("wheel", wheel),
     Step("real Prometheus", real_prometheus, 120),
+    Step("HTTP API", http_api, 180),
     Step(
         "slow tests",
         pytest_step(
             "slow and not lab and not postgres and not browser and not endure",
             "--fuzz-seconds=20",
             "--ignore=tests/tools/prometheus",
+            "--ignore=tests/assistant/alerts/test_shipped.py",
         ),
         120,
     ),

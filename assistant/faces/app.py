@@ -143,6 +143,7 @@ def create_app(
         Guard,
         hosts=shared.hosts,
         max_body_bytes=settings.whole("server.max_body_bytes"),
+        receive_s=settings.number("server.receive_s"),
     )
     return app
 

@@ -25,6 +25,7 @@ def serve(
     import uvicorn
 
     from assistant.faces.app import create_app
+    from assistant.faces.patience import PatientProtocol
     from assistant.settings import SettingsError, load, override
     from knowledge.errors import KnowledgeError
 
@@ -57,6 +58,7 @@ def serve(
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(settings.number("server.stop_s")),
+            http=PatientProtocol,
             h11_max_incomplete_event_size=64 * 1024,
         )
     )

@@ -45,6 +45,9 @@ _KEEP_ALIVE_S = 15.0
 _FIELDS = ("text", "target", "vllm_version", "language")
 
 Incident = Annotated[str, Path(max_length=200, description="id of a saved incident")]
+Seconds = Annotated[
+    float, Query(alias="for_s", ge=0, le=STREAM_S, description="seconds after which the stream ends by itself")
+]
 Key = Annotated[
     str | None,
     Header(
@@ -267,18 +270,20 @@ async def judged(request: Request, _: Sender) -> Response:
         **responses(404),
     },
 )
-async def events(request: Request, who: Sender, incident: Incident) -> Response:
-    """Server-sent events: `diagnosis` with every revision, `job` with the progress of its jobs. Ends after an hour."""
+async def events(request: Request, who: Sender, incident: Incident, for_s: Seconds = STREAM_S) -> Response:
+    """Server-sent events: `diagnosis` with every revision, `job` with the progress of its jobs."""
     service = service_of(request)
     await service.in_thread(service.incidents.revision, incident)  # 404 before anything is streamed
-    return stream(_changes(request, service, who, incident))
+    return stream(_changes(request, service, who, incident, for_s))
 
 
-async def _changes(request: Request, service: Service, who: Principal, incident: str) -> AsyncIterator[str]:
+async def _changes(
+    request: Request, service: Service, who: Principal, incident: str, for_s: float
+) -> AsyncIterator[str]:
     seen, jobs = 0, {}  # type: int, dict[str, str]
     loop = asyncio.get_running_loop()
-    end = loop.time() + STREAM_S
-    while loop.time() < end and not await request.is_disconnected():
+    end = loop.time() + for_s
+    while not await request.is_disconnected():
         if await service.in_thread(service.incidents.revision, incident) > seen:
             answered = await service.incident(who, incident)
             seen = answered.revision
@@ -288,6 +293,8 @@ async def _changes(request: Request, service: Service, who: Principal, incident:
             if jobs.get(job.id) != body:
                 jobs[job.id] = body
                 yield f"event: job\ndata: {body}\n\n"
+        if loop.time() + LOOK_EVERY_S > end:
+            return
         await asyncio.sleep(LOOK_EVERY_S)
 
 

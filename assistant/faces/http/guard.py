@@ -5,6 +5,7 @@ Plain ASGI, because a middleware that builds requests and responses of its own w
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -18,6 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+#: W3C Trace Context, level 1: version, trace, parent and flags; all zeros name nothing.
+_TRACE = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 #: Asked by probes, whose Host header is the pod's address.
 _ANY_HOST = ("/healthz", "/readyz")
@@ -27,16 +30,27 @@ class TooLargeError(HTTPException):
     """The body is larger than the server takes; whatever reads it lets this one through to the error handlers."""
 
     def __init__(self, most: int) -> None:
-        super().__init__(413, f"A request may bring {most} bytes at most; send less at once.")
+        text = f"A request may bring {most} bytes at most; send less at once."
+        super().__init__(413, text, {"Connection": "close"})  # or the rest of it would be read and thrown away
+
+
+class TooSlowError(HTTPException):
+    """The body did not come to its end in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(408, f"The request was not complete after {seconds:g} s.", {"Connection": "close"})
 
 
 class Guard:
     """Refuses foreign hosts (421) and large bodies (413) and gives every request an id, echoed as ``X-Request-Id``."""
 
-    def __init__(self, app: Application, *, hosts: tuple[str, ...], max_body_bytes: int) -> None:
+    def __init__(
+        self, app: Application, *, hosts: tuple[str, ...], max_body_bytes: int, receive_s: float = 120.0
+    ) -> None:
         self._app = app
         self._hosts = frozenset(hosts)
         self._max = max_body_bytes
+        self._receive_s = receive_s
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One connection, as ASGI wants it."""
@@ -48,10 +62,13 @@ class Guard:
         identifier = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope.setdefault("state", {})["request_id"] = identifier.decode()
 
+        trace = headers.get(b"traceparent", b"")
+        trace = trace if _TRACE.fullmatch(trace) else b""
+
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message.setdefault("headers", [])
-                message["headers"] = [*message["headers"], *_added(message["headers"], identifier)]
+                message["headers"] = [*message["headers"], *_added(message["headers"], identifier, trace)]
             await send(message)
 
         if scope["path"] not in _ANY_HOST and not self._known(headers.get(b"host", b"")):
@@ -61,12 +78,21 @@ class Guard:
         if not declared.isdigit() or int(declared[:20]) > self._max:
             await _refuse(answer, 413, f"A request may bring {self._max} bytes at most.", "Send less at once.")
             return
-        taken = 0
+        taken, whole = 0, False
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._receive_s
 
         async def measured() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            if whole:  # what comes now is only that the client goes away, whenever that is
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                raise TooSlowError(self._receive_s) from None
             if message["type"] == "http.request":
+                whole = not message.get("more_body", False)
                 taken += len(message.get("body", b""))
                 if taken > self._max:
                     raise TooLargeError(self._max)
@@ -80,13 +106,14 @@ class Guard:
         return name in self._hosts or "*" in self._hosts
 
 
-def _added(present: list[tuple[bytes, bytes]], identifier: bytes) -> list[tuple[bytes, bytes]]:
+def _added(present: list[tuple[bytes, bytes]], identifier: bytes, trace: bytes) -> list[tuple[bytes, bytes]]:
     names = {name.lower() for name, _ in present}
     wanted = (
         (b"x-request-id", identifier),
         (b"x-content-type-options", b"nosniff"),
         (b"referrer-policy", b"no-referrer"),
         (b"cache-control", b"no-store"),
+        *(((b"traceparent", trace),) if trace else ()),
     )
     return [(name, value) for name, value in wanted if name not in names]
 

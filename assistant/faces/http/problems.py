@@ -63,7 +63,8 @@ _TITLES = {
     403: "Not allowed",
     404: "Not found",
     405: "Not a method of this address",
-    409: "Somebody was faster, or the key was used for something else",
+    408: "Not sent in time",
+    409: "Not possible as things are now",
     410: "Not there any more",
     413: "Too large",
     415: "Not a type that is read here",
@@ -153,7 +154,7 @@ def install(app: FastAPI, metadata_url: str) -> None:
         (ReadersError, 422),
         (DeadlineError, 504),
         (TimeoutError, 504),
-        (ActionError, 422),
+        (ActionError, 409),  # the request is well formed; the machine is not as the tool needs it
     ):
         app.add_exception_handler(kind, saying(status))
     app.add_exception_handler(Exception, unexpected)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from assistant.acting import enqueue, perform
-from assistant.faces.http.diagnoses import LOOK_EVERY_S, STREAM_S, event, moment, service_of, stream
+from assistant.faces.http.diagnoses import LOOK_EVERY_S, STREAM_S, Seconds, event, moment, service_of, stream
 from assistant.faces.http.models import ConfirmationOut, JobOut, JobRequest, ToolsOut
 from assistant.faces.http.problems import Json, problem, responses
 from assistant.faces.http.senders import Sender
@@ -91,7 +91,7 @@ def _add(router: APIRouter, action: Action) -> None:
         operation_id=f"run_{action.name}",
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
         response_model=action.output_model,
-        responses=responses(404, 415, 504),
+        responses=responses(404, 409, 415, 504),
     )
 
 
@@ -200,24 +200,26 @@ async def end(request: Request, who: Sender, job: JobId) -> Response:
         **responses(404),
     },
 )
-async def follow(request: Request, who: Sender, job: JobId) -> Response:
+async def follow(request: Request, who: Sender, job: JobId, for_s: Seconds = STREAM_S) -> Response:
     """Server-sent events with every change until the job is finished."""
     service = service_of(request)
-    await service.job(who, job)
-    return stream(_progress(request, service, who, job))
+    found = await service.job(who, job)
+    if found.cancel_wanted:
+        return problem(request, 404, f"The job was ended on request; its state is {found.state}.")
+    return stream(_progress(request, service, who, job, for_s))
 
 
-async def _progress(request: Request, service: Service, who: Principal, job: str) -> AsyncIterator[str]:
+async def _progress(request: Request, service: Service, who: Principal, job: str, for_s: float) -> AsyncIterator[str]:
     seen: dict[str, Any] = {}
     loop = asyncio.get_running_loop()
-    end_at = loop.time() + STREAM_S
-    while loop.time() < end_at and not await request.is_disconnected():
+    end_at = loop.time() + for_s
+    while not await request.is_disconnected():
         found = await service.job(who, job)
         body = job_body(found)
         if body != seen:
             seen = body
             yield event("job", body)
-        if found.finished:
+        if found.finished or loop.time() + LOOK_EVERY_S > end_at:
             return
         await asyncio.sleep(LOOK_EVERY_S)
 
