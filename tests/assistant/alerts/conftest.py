@@ -91,7 +91,7 @@ def serving(folder: Path, settings_given: dict[str, str]) -> Iterator[httpx.Clie
     server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    wait(lambda: server.started)
+    wait(lambda: server.started, 120)
     try:
         with httpx.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=30, headers={"Authorization": f"Bearer {token}"}
