@@ -112,7 +112,15 @@ def test_the_typescript_client_2(server: Served, mode: str) -> None:
 
 def inspector(tmp_path: Path, target: list[str], *options: str) -> subprocess.CompletedProcess[str]:
     program = needs(NODE / ".bin" / "mcp-inspector")
-    command = [str(NODE / "node" / "bin" / "node"), str(program), "--cli", *target, *options]
+    command = [
+        str(NODE / "node" / "bin" / "node"),
+        str(program),
+        "--cli",
+        "--connect-timeout",
+        "60000",
+        *target,
+        *options,
+    ]
     environment = {**os.environ, "HOME": str(tmp_path)}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 

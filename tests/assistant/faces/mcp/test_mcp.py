@@ -79,8 +79,7 @@ def test_every_definition_is_described_annotated_and_typed(asked) -> None:
 
     tools, prompts = asked(talk)
     names = [tool.name for tool in tools]
-    assert names[0] == "diagnose"
-    assert {"parse_logs", "search_knowledge", "get_job"} <= set(names)
+    assert names == ["diagnose", *OFFERED, "get_job"]
     for tool in tools:
         assert tool.description
         assert tool.annotations is not None
