@@ -20,6 +20,7 @@ from assistant import __version__
 from assistant.faces.http.api import mount as mount_api
 from assistant.faces.http.guard import Guard
 from assistant.faces.mcp.server import mount as mount_mcp
+from assistant.faces.slack.http import mount as mount_slack
 from assistant.faces.web.mount import mount as mount_web
 from assistant.security.authentication import Authenticator
 from assistant.security.limiter import Limiter
@@ -149,7 +150,7 @@ def create_app(
 
 
 def _own_faces() -> tuple[Callable[[FastAPI, Shared], None], ...]:
-    return (mount_api, mount_mcp, mount_web)
+    return (mount_api, mount_mcp, mount_web, mount_slack)
 
 
 def _issuer(shared: Shared) -> Issuer | None:

@@ -16,7 +16,8 @@ from assistant.store.database import Database, NotFoundError, StoreError, from_j
 from assistant.store.incidents import StaleRevisionError
 from assistant.store.schema import CONVERSATIONS
 
-_MOST_STATE = 1024 * 1024
+#: Characters of JSON that a state may have.
+MOST_STATE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,8 @@ class Conversations:
 
 def _state(state: Mapping[str, Any]) -> str:
     text = to_json(dict(state))
-    if len(text) > _MOST_STATE:
-        raise StoreError(f"A conversation's state is larger than {_MOST_STATE // 2**20} MiB.")
+    if len(text) > MOST_STATE:
+        raise StoreError(f"A conversation's state is larger than {MOST_STATE // 2**20} MiB.")
     return text
 
 

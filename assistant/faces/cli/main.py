@@ -157,7 +157,19 @@ def batch(
 
 
 def _mount() -> None:
-    from assistant.faces.cli import admin, bundle, feedback, incidents, kb, memory, metrics, sanity, serve, sync
+    from assistant.faces.cli import (
+        admin,
+        bundle,
+        feedback,
+        incidents,
+        kb,
+        memory,
+        metrics,
+        sanity,
+        serve,
+        slack,
+        sync,
+    )
 
     incidents.mount(app)
     feedback.mount(app)
@@ -167,6 +179,7 @@ def _mount() -> None:
     metrics.mount(app)
     serve.mount(app)
     sync.mount(app)
+    slack.mount(app)
     app.add_typer(
         bundle.app, name="bundle", help="One incident in one redacted file that gives the same answer elsewhere."
     )
