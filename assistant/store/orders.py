@@ -86,8 +86,10 @@ class Orders:
                 found.append(Held(identifier, dict(order.state), 1, now, 1))
         return found
 
-    def free(self, face: str, owner: str, hold_s: float, limit: int = 20) -> list[Held]:
-        """Take orders that nobody holds any more, the oldest first."""
+    def free(
+        self, face: str, owner: str, hold_s: float, *, besides: frozenset[str] = frozenset(), limit: int = 20
+    ) -> list[Held]:
+        """Take orders that nobody holds any more, the oldest first, ``besides`` those the caller is working on."""
         waiting = sa.select(CONVERSATIONS).where(CONVERSATIONS.c.face == face, CONVERSATIONS.c.place == WAITING)
         taken: list[Held] = []
         with self._database.read() as connection:
@@ -95,7 +97,7 @@ class Orders:
             rows = list(connection.execute(waiting.order_by(CONVERSATIONS.c.created_at).limit(200)).mappings())
         for row in rows:
             state = from_json(row["state"])
-            if state.get("held_until", 0) > now or len(taken) >= limit:
+            if row["id"] in besides or state.get("held_until", 0) > now or len(taken) >= limit:
                 continue
             attempts = int(state.get("attempts", 1)) + 1
             order = dict(state.get("order") or {})

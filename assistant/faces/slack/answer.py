@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from knowledge.catalog import Catalog
 
 #: Evidence, things to save and choices that stand in the message itself; the rest is in the full report.
-MOST_QUOTES, MOST_SAVED, MOST_BUTTONS = 3, 2, 5
+MOST_QUOTES, MOST_SAVED, MOST_BUTTONS = 3, 2, 6
 _MARKS = {"cause": "🔴", "healthy": "✅", "unknown": "🔎"}
 
 

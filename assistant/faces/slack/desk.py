@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FACE = "slack"
 #: Seconds that an acknowledgement waits for the store at most. Slack gives up after 3.
 ACK_WAIT_S = 1.2
+#: Seconds that the work waits for the store before it begins without it.
+KEPT_WAIT_S = 3.0
 #: Seconds for which an order is held; held again at a third of it.
 HOLD_S = 12.0
 LOOK_EVERY_S = 3.0
@@ -64,6 +66,7 @@ class Desk:
         self._writing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
+        self._working: set[str] = set()
         # One thread of its own: a store that hangs must not take the threads that others need.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="slack-orders")
 
@@ -127,7 +130,7 @@ class Desk:
 
         held: Held | None = None
         try:
-            held = await asyncio.wait_for(asyncio.shield(kept), 2 * self._service.settings.number("store.timeout_s"))
+            held = await asyncio.wait_for(asyncio.shield(kept), KEPT_WAIT_S)
             if held is None:
                 return  # another replica has it
         except (StoreError, TimeoutError):
@@ -147,7 +150,9 @@ class Desk:
 
         while True:
             try:
-                free = await self._service.in_thread(self.orders.free, FACE, self.owner, HOLD_S)
+                free = await self._service.in_thread(
+                    lambda: self.orders.free(FACE, self.owner, HOLD_S, besides=frozenset(self._working))
+                )
             except StoreError:
                 free = []
             for held in free:
@@ -158,6 +163,8 @@ class Desk:
         """Carry one order out and forget it. Whatever happens, somebody is told."""
         work: Work | None = None
         keeper: asyncio.Task[None] | None = None
+        if held is not None:
+            self._working.add(held.id)
         try:
             async with contextlib.AsyncExitStack() as stack:
                 work = await self._make(order, held, self)
@@ -189,6 +196,8 @@ class Desk:
                     await work.say("slack-broken", reference=reference)
                 await self._done(work.held)
         finally:
+            if held is not None:
+                self._working.discard(held.id)
             if keeper is not None:
                 keeper.cancel()
 

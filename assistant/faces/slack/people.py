@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Seconds for which the members of a user group are remembered.
 REMEMBER_S = 300.0
+#: Seconds that asking for them may take; nobody is an operator because Slack is slow.
+ASK_S = 3.0
 _GROUP = re.compile(r"S[A-Z0-9]{6,20}")
 
 
@@ -68,7 +71,7 @@ class People:
         if known is not None and time.monotonic() < known[0]:
             return known[1]
         try:
-            said = await client.usergroups_users_list(usergroup=group)
+            said = await asyncio.wait_for(client.usergroups_users_list(usergroup=group), ASK_S)
             members = frozenset(str(user) for user in said.get("users") or ())
         except (SlackClientError, OSError, TimeoutError):
             return known[1] if known is not None else frozenset()

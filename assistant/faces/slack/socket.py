@@ -11,6 +11,9 @@ from assistant.faces.slack.face import opened
 from assistant.service import opened as opened_service
 
 if TYPE_CHECKING:
+    from slack_bolt.adapter.socket_mode.async_base_handler import AsyncBaseSocketModeHandler
+
+    from assistant.faces.slack.workspaces import Workspaces
     from assistant.settings import Settings
 
 #: Seconds between two tries to connect, growing to the last one.
@@ -42,7 +45,7 @@ async def run(settings: Settings) -> None:
                 proxy=settings.text("outbound.proxy") or None,
             )
             try:
-                await _connect(handler, stop)
+                await _connect(face.workspaces, settings.text("slack.app_token"), handler, stop)
                 if not stop.is_set():
                     print("vllm-diagnose is connected to Slack", file=sys.stderr, flush=True)
                 await stop.wait()
@@ -50,14 +53,20 @@ async def run(settings: Settings) -> None:
                 await handler.close_async()  # type: ignore[no-untyped-call]
 
 
-async def _connect(handler: object, stop: asyncio.Event) -> None:
-    """Connect, again and again where Slack does not answer; a refused token ends it."""
+async def _connect(
+    workspaces: Workspaces, token: str, handler: AsyncBaseSocketModeHandler, stop: asyncio.Event
+) -> None:
+    """Connect, again and again where Slack does not answer; a refused token ends it.
+
+    The library tries again for ever, whatever the reason; so the token is tried here first.
+    """
     from slack_sdk.errors import SlackApiError, SlackClientError
 
     tries = 0
     while not stop.is_set():
         try:
-            await handler.connect_async()  # type: ignore[attr-defined]
+            await workspaces.new_client(None).apps_connections_open(app_token=token)
+            await handler.connect_async()  # type: ignore[no-untyped-call]
             return
         except SlackApiError as error:
             word = error.response.get("error", "no reason given")

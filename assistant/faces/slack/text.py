@@ -19,4 +19,4 @@ def _plain(match: re.Match[str]) -> str:
         return inner.partition("|")[2] if inner[:1] != "@" else ""
     address, _, label = inner.partition("|")
     # Slack makes a link of anything like a name of a host: <http://server.log|server.log> was only "server.log".
-    return label if label and (label in address or "://" not in label) else address
+    return label if label and label in address else address

@@ -165,6 +165,7 @@ class Slack:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/api/{method}", self._api)
+        app.router.add_get("/api/{method}", self._api)
         app.router.add_post("/respond/{name}", self._respond)
         app.router.add_get("/files-pri/{key}/download/{name}", self._download)
         app.router.add_post("/upload/{key}", self._upload)
@@ -184,12 +185,14 @@ class Slack:
     async def _api(self, request: web.Request) -> web.Response:
         method = request.match_info["method"]
         self.calls[method] += 1
-        while self.stalled.is_set():
+        while self.stalled.is_set():  # noqa: ASYNC110 (set from another thread)
             await asyncio.sleep(0.05)
         if self.limited.get(method, 0) > 0:
             self.limited[method] -= 1
             return web.json_response({"ok": False, "error": "ratelimited"}, status=429, headers={"Retry-After": "1"})
-        if request.content_type == "application/json":
+        if request.method == "GET":
+            given: Any = dict(request.query)
+        elif request.content_type == "application/json":
             given = await request.json()
         else:
             given = dict(await request.post())
