@@ -21,6 +21,7 @@ from assistant.faces.slack.elements import (
     header,
     option,
     paragraph,
+    prose,
     quiet,
     rich,
     select,
@@ -78,7 +79,7 @@ def answer_message(diagnosis: Diagnosis, catalog: Catalog, shown: Shown) -> tupl
         middle = list(_cause(finding, diagnosis, catalog, first=not shown.place))
     else:
         start = [header(f"{mark} {word(f'heading-{diagnosis.verdict}', lang)}")]
-        middle = [rich(paragraph(words(cut(diagnosis.summary, 1500))))]
+        middle = [rich(paragraph(*prose(cut(diagnosis.summary, 1500))))]
         if diagnosis.verdict == "unknown":
             middle += _guesses(diagnosis, catalog)
             middle += _wanted(diagnosis, catalog)
@@ -140,11 +141,11 @@ def _facts(finding: Finding, diagnosis: Diagnosis, catalog: Catalog) -> str:
 
 def _cause(finding: Finding, diagnosis: Diagnosis, catalog: Catalog, *, first: bool) -> Iterator[Piece]:
     word, lang = catalog.word, diagnosis.language
-    yield rich(paragraph(words(cut(finding.explanation, 1200))))
+    yield rich(paragraph(*prose(cut(finding.explanation, 1200))))
     if finding.because:
         rows: list[Piece] = [paragraph(words(word("heading-why", lang), bold=True))]
         for quote in finding.because[:MOST_QUOTES]:
-            rows += [paragraph(words(_where(quote, catalog, diagnosis), italic=True)), fixed(quote.text, MOST_QUOTE)]
+            rows += [paragraph(words(_where(quote, catalog, diagnosis))), fixed(quote.text, MOST_QUOTE)]
         yield rich(*rows)
     for sentence in finding.against[:2]:
         yield quiet(cut(f"⚠️ {sentence}", 400))
@@ -152,7 +153,11 @@ def _cause(finding: Finding, diagnosis: Diagnosis, catalog: Catalog, *, first: b
         yield rich(*_save(diagnosis.collect_first, catalog, lang))
     if finding.fixes:
         yield rich(*_fix(finding.fixes, catalog, lang))
-    yield rich(paragraph(words(f"{word('heading-check', lang)}: ", bold=True), words(cut(finding.check or "…", 800))))
+    yield rich(
+        paragraph(
+            words(f"{word('heading-check', lang)}{_colon(lang)}", bold=True), *prose(cut(finding.check or "…", 800))
+        )
+    )
 
 
 def _where(quote: object, catalog: Catalog, diagnosis: Diagnosis) -> str:
@@ -167,14 +172,22 @@ def _where(quote: object, catalog: Catalog, diagnosis: Diagnosis) -> str:
     return cut(", ".join(parts), 200)
 
 
+def _tags(tags: Sequence[str]) -> list[Piece]:
+    return [piece for tag in tags for piece in (words("  "), words(tag, code=True))]
+
+
+def _colon(lang: str) -> str:
+    return "：" if lang == "zh" else ": "
+
+
 def _save(items: Sequence[Collect], catalog: Catalog, lang: str) -> Iterator[Piece]:
     yield paragraph(words(f"💾 {catalog.word('heading-save', lang)}", bold=True))
     for item in items[:MOST_SAVED]:
-        yield bullets([[words(cut(item.text, 400))]])
+        yield bullets([prose(cut(item.text, 400))])
         if item.command:
             yield fixed(item.command, 600)
     if len(items) > MOST_SAVED:
-        yield paragraph(words(catalog.word("slack-more", lang, n=len(items) - MOST_SAVED), italic=True))
+        yield paragraph(words(catalog.word("slack-more", lang, n=len(items) - MOST_SAVED)))
 
 
 def _fix(fixes: Sequence[Advice], catalog: Catalog, lang: str) -> Iterator[Piece]:
@@ -183,19 +196,19 @@ def _fix(fixes: Sequence[Advice], catalog: Catalog, lang: str) -> Iterator[Piece
     if fix.work_around:
         tags.append(word("label-work-around", lang))
     yield paragraph(words(f"🔧 {word('heading-fixes', lang)}", bold=True))
-    yield paragraph(words(cut(fix.title, 400), bold=True), words(f"  {' · '.join(tags)}", italic=True))
-    yield paragraph(words(cut(fix.why, 600)))
+    yield paragraph(words(cut(fix.title, 400), bold=True), *_tags(tags))
+    yield paragraph(*prose(cut(fix.why, 600)))
     if fix.command:
         yield fixed(fix.command, MOST_COMMAND)
     elif fix.flags:
         yield paragraph(words(word("label-choose-value", lang, flag=", ".join(fix.flags))))
     if fix.trade_off:
-        yield paragraph(words(cut(f"{word('label-price', lang)}: {fix.trade_off}", 400), italic=True))
+        yield paragraph(*prose(cut(f"{word('label-price', lang)}{_colon(lang)}{fix.trade_off}", 400)))
     if fix.undo:
-        yield paragraph(words(cut(f"{word('label-undo', lang)}: {fix.undo}", 400), italic=True))
+        yield paragraph(*prose(cut(f"{word('label-undo', lang)}{_colon(lang)}{fix.undo}", 400)))
     if len(fixes) > 1:
         others = [[words(cut(other.title, 200))] for other in fixes[1:4]]
-        yield paragraph(words(word("slack-other-fixes", lang), italic=True))
+        yield paragraph(words(word("slack-other-fixes", lang)))
         yield bullets(others)
 
 
@@ -204,16 +217,13 @@ def _guesses(diagnosis: Diagnosis, catalog: Catalog) -> list[Piece]:
     rows = [
         [
             words(cut(finding.title, 200)),
-            words(
-                f"  {catalog.word('label-confidence', lang, percent=min(99, round(finding.confidence * 100)))}",
-                italic=True,
-            ),
+            *_tags([catalog.word("label-confidence", lang, percent=min(99, round(finding.confidence * 100)))]),
         ]
         for finding in ranked(diagnosis)[:3]
     ]
     if not rows:
         return []
-    return [rich(paragraph(words(catalog.word("heading-others", lang), bold=True)), bullets(rows))]
+    return [rich(paragraph(words(catalog.word("slack-guesses", lang), bold=True)), bullets(rows))]
 
 
 def _wanted(diagnosis: Diagnosis, catalog: Catalog) -> list[Piece]:
@@ -221,7 +231,7 @@ def _wanted(diagnosis: Diagnosis, catalog: Catalog) -> list[Piece]:
     wanted = [step for step in diagnosis.next_steps if step.action == "collect"]
     if not wanted:
         return []
-    rows = [[words(cut(step.text, 400))] for step in wanted[:4]]
+    rows = [prose(cut(step.text, 400)) for step in wanted[:4]]
     return [rich(paragraph(words(catalog.word("heading-next", diagnosis.language), bold=True)), bullets(rows))]
 
 
@@ -232,7 +242,7 @@ def _question(diagnosis: Diagnosis, catalog: Catalog, shown: Shown) -> list[Piec
     if diagnosis.verdict != "unknown" or not asked:
         return []
     step = asked[0]
-    title = rich(paragraph(words(f"❓ {cut(step.text, 600)}", bold=True)))
+    title = rich(paragraph(*prose(f"❓ {cut(step.text, 600)}", bold=True)))
     choices = [(value, label) for value, label in step.choices or ()]
     if len(choices) <= 1:  # only "I do not know": a number or a text is wanted
         elements = [button("open", catalog.word("slack-type-answer", lang), shown.value(step.id), style="primary")]

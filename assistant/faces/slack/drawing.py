@@ -15,6 +15,7 @@ from assistant.faces.slack.elements import (
     fixed,
     header,
     paragraph,
+    prose,
     quiet,
     rich,
     size,
@@ -41,9 +42,9 @@ def _draw(block: Block) -> Iterator[Piece]:
             else:
                 yield rich(paragraph(words(cut(text, _MOST_PARAGRAPH), bold=True)))
         case Text(text, tone):
-            yield quiet(text) if tone == "quiet" else rich(paragraph(words(cut(_MARK[tone] + text, _MOST_PARAGRAPH))))
+            yield quiet(text) if tone == "quiet" else rich(paragraph(*prose(cut(_MARK[tone] + text, _MOST_PARAGRAPH))))
         case Quotation(where, text):
-            yield rich(paragraph(words(cut(where, 300), italic=True)), fixed(text, MOST_QUOTE))
+            yield rich(paragraph(words(cut(where, 300))), fixed(text, MOST_QUOTE))
         case Command(text):
             yield rich(fixed(text, MOST_COMMAND))
         case Item(title, tags, body, number):
@@ -52,7 +53,7 @@ def _draw(block: Block) -> Iterator[Piece]:
 
 def _item(title: str, tags: Sequence[str], number: int | None) -> list[Piece]:
     first = words(cut(f"{number}. {title}" if number is not None else title, _MOST_PARAGRAPH), bold=True)
-    tagged = [words("  " + " · ".join(tags), italic=True)] if tags else []
+    tagged = [piece for tag in tags for piece in (words("  "), words(tag, code=True))]
     if number is None:
         return [bullets([[words(cut(title, _MOST_PARAGRAPH)), *tagged]])]
     return [paragraph(first, *tagged)]
@@ -63,11 +64,10 @@ def _inside(block: Block) -> Iterator[Piece]:
     match block:
         case Heading(text):
             yield paragraph(words(cut(text, _MOST_PARAGRAPH), bold=True))
-        case Text(text, tone):
-            style = {"italic": True} if tone == "quiet" else {}
-            yield paragraph(words(cut(text, _MOST_PARAGRAPH), **style))
+        case Text(text):
+            yield paragraph(*prose(cut(text, _MOST_PARAGRAPH)))
         case Quotation(where, text):
-            yield paragraph(words(cut(where, 300), italic=True))
+            yield paragraph(words(cut(where, 300)))
             yield fixed(text, MOST_QUOTE)
         case Command(text):
             yield fixed(text, MOST_COMMAND)

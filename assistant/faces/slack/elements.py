@@ -72,6 +72,15 @@ def words(text: str, **style: bool) -> Piece:
     return piece
 
 
+def prose(text: str, **style: bool) -> list[Piece]:
+    """A sentence as runs: what stands between back-ticks in it becomes code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one back-tick has no partner
+        return [words(text, **style)]
+    runs = [words(part, code=True) if place % 2 else words(part, **style) for place, part in enumerate(parts) if part]
+    return runs or [words(" ")]
+
+
 def paragraph(*runs: Piece) -> Piece:
     """A paragraph inside rich text."""
     return {"type": "rich_text_section", "elements": list(runs)}
