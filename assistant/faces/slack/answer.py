@@ -231,7 +231,9 @@ def _wanted(diagnosis: Diagnosis, catalog: Catalog) -> list[Piece]:
     wanted = [step for step in diagnosis.next_steps if step.action == "collect"]
     if not wanted:
         return []
-    rows = [prose(cut(step.text, 400)) for step in wanted[:4]]
+    # How a log is given depends on the face: here it is a file in the thread.
+    word = catalog.word("slack-give-log", diagnosis.language)
+    rows = [prose(cut(word if step.id == "collect-log" else step.text, 400)) for step in wanted[:4]]
     return [rich(paragraph(words(catalog.word("heading-next", diagnosis.language), bold=True)), bullets(rows))]
 
 

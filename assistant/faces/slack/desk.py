@@ -101,6 +101,7 @@ class Desk:
 
     def _keep(self, order: Order) -> asyncio.Future[Held | None]:
         future: asyncio.Future[Held | None] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits may have left
         self._waiting.append((order, future))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -72,6 +73,7 @@ class Face:
         fetcher = Fetcher(api_url, service.policy, settings.whole("slack.max_file_bytes"))
         self._means = Means(service, self.speaker, fetcher)
         self.desk = Desk(service, self._work, HANDLERS, at_once=settings.whole("slack.at_once"))
+        self.loop = asyncio.get_running_loop()
         self.app = self._bolt()
 
     def _bolt(self) -> AsyncApp:

@@ -1,0 +1,117 @@
+"""Alerts in Slack: one message for a group of alerts, changed in place, with what happens to it in its thread.
+
+Whoever groups alerts and diagnoses them knows nothing of Slack: it calls :meth:`SlackChannel.post` and keeps the
+reference that comes back, with which any replica finds the message again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from assistant.faces.slack.answer import Shown, answer_message
+from assistant.faces.slack.drawing import draw, fitted, pages
+from assistant.faces.slack.line import Line, UnreachableError
+from assistant.faces.slack.talks import FACE, Talk
+from assistant.readers import ReadersError
+from assistant.security.roles import Principal, Role
+from assistant.store.database import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from slack_sdk.web.async_client import AsyncWebClient
+
+    from assistant.faces.slack.face import Face
+    from assistant.render.blocks import Block
+
+ALERTS = Principal("slack:alerts", "alerts", Role.viewer)
+
+
+class Message(Protocol):
+    """What is said about a group of alerts: the whole message as blocks, its one line, and its incident."""
+
+    @property
+    def title(self) -> str:
+        """One line, for notifications."""
+
+    @property
+    def event(self) -> str:
+        """``opened``, ``updated``, ``resolved`` or ``rest``."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The message."""
+
+    @property
+    def incident(self) -> str | None:
+        """The incident that was kept of it."""
+
+
+class SlackChannel:
+    """The channel ``slack.alert_channel``. ``team`` is the workspace where the app is installed in several.
+
+    What Slack does not take is raised as ``refusal``, an exception that is made from a sentence.
+    """
+
+    name = "slack"
+
+    def __init__(self, face: Face, *, team: str = "", refusal: type[Exception] = UnreachableError) -> None:
+        self._face = face
+        self._channel = face.settings.text("slack.alert_channel")
+        self._team = team
+        self._refusal = refusal
+        if not self._channel:
+            raise ValueError("slack.alert_channel is not set")
+
+    async def post(self, message: Message) -> str:
+        """A new message, with the diagnosis and its buttons in its thread; returns the reference."""
+        try:
+            client, line = await self._client(), Line(self._team, self._channel, "")
+            first, *rest = pages(draw(message.blocks))
+            line = await self._face.speaker.show(client, line, first, message.title)
+            for page in rest[:2]:
+                await self._face.speaker.below(client, line, page, message.title)
+            await self._answer(client, line, message)
+        except UnreachableError as error:
+            raise self._refusal(str(error)) from None
+        return f"{self._team}/{line.channel}/{line.ts}"
+
+    async def update(self, reference: str, message: Message) -> None:
+        """The message as it is now; that it is over is also said in the thread, where people were talking."""
+        team, channel, ts = reference.split("/", 2)
+        line = Line(team, channel, "", ts=ts)
+        try:
+            client = await self._client()
+            now = fitted([], list(draw(message.blocks)), [])
+            await self._face.speaker.show(client, line, now, message.title)
+            if message.event == "resolved":
+                for page in pages(draw(message.blocks))[:1]:
+                    await self._face.speaker.below(client, line, page, message.title)
+            await self._answer(client, line, message)
+        except UnreachableError as error:
+            raise self._refusal(str(error)) from None
+
+    async def _answer(self, client: AsyncWebClient, first: Line, message: Message) -> None:
+        """The diagnosis once in the thread of the message, as a talk that anybody there goes on with."""
+        service = self._face.service
+        if message.incident is None:
+            return
+        line = Line(first.team, first.channel, "", thread=first.ts)
+        try:
+            if await service.in_thread(service.conversations.at, FACE, line.place, 1):
+                return
+            answered = await service.incident(ALERTS, message.incident)
+            talk = Talk(answered.diagnosis.language, line)
+            begun = await service.in_thread(
+                lambda: service.conversations.begin(FACE, line.place, talk.to_json(), incident=message.incident)
+            )
+        except (StoreError, ReadersError, TimeoutError):
+            return  # the message itself is there; the diagnosis can be asked for
+        drawn = answer_message(answered.diagnosis, service.catalog, Shown(begun.id, begun.revision))
+        await self._face.speaker.show(client, line, *drawn)
+
+    async def _client(self) -> AsyncWebClient:
+        client = await self._face.workspaces.of(self._team)
+        if client is None:
+            raise UnreachableError("The app is not installed in a workspace of Slack.")
+        return client
