@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from assistant.faces.slack.drawing import fitted
+from assistant.faces.slack.drawing import COLUMNS, fitted
 from assistant.faces.slack.elements import (
     MOST_COMMAND,
     MOST_QUOTE,
@@ -27,6 +27,7 @@ from assistant.faces.slack.elements import (
     select,
     words,
 )
+from assistant.render.commands import broken
 
 if TYPE_CHECKING:
     from assistant.diagnosis.model import Advice, Collect, Diagnosis, Finding, NextStep
@@ -130,12 +131,12 @@ def checks(diagnosis: Diagnosis) -> list[NextStep]:
 def _facts(finding: Finding, diagnosis: Diagnosis, catalog: Catalog) -> str:
     word, lang = catalog.word, diagnosis.language
     percent = min(99, round(finding.confidence * 100))
-    version = (
-        word("label-version", lang, version=diagnosis.vllm_version)
-        if diagnosis.vllm_version
-        else word("label-version-unknown", lang)
-    )
-    parts = [finding.id, word("label-confidence", lang, percent=percent), version, diagnosis.target or ""]
+    parts = [
+        finding.id,
+        word("label-confidence", lang, percent=percent),
+        diagnosis.version_label,
+        diagnosis.target or "",
+    ]
     return " · ".join(part for part in parts if part)
 
 
@@ -199,12 +200,18 @@ def _fix(fixes: Sequence[Advice], catalog: Catalog, lang: str) -> Iterator[Piece
     yield paragraph(words(cut(fix.title, 400), bold=True), *_tags(tags))
     yield paragraph(*prose(cut(fix.why, 600)))
     if fix.command:
-        yield fixed(fix.command, MOST_COMMAND)
+        yield fixed(broken(fix.command, COLUMNS), MOST_COMMAND)
+        if fix.change:
+            yield paragraph(*prose(cut(word("label-changed", lang, pieces=fix.change), 400)))
     elif fix.flags:
         yield paragraph(words(word("label-choose-value", lang, flag=", ".join(fix.flags))))
+    for note in fix.notes[:3]:
+        yield paragraph(*prose(cut(f"⚠️ {note}", 400)))
+    if fix.effect:
+        yield paragraph(*prose(cut(fix.effect, 400)))
     if fix.trade_off:
         yield paragraph(*prose(cut(f"{word('label-price', lang)}{_colon(lang)}{fix.trade_off}", 400)))
-    if fix.undo:
+    if fix.undo and fix.undo not in (word("undo-nothing", lang), word("undo-by-hand", lang)):
         yield paragraph(*prose(cut(f"{word('label-undo', lang)}{_colon(lang)}{fix.undo}", 400)))
     if len(fixes) > 1:
         others = [[words(cut(other.title, 200))] for other in fixes[1:4]]

@@ -22,7 +22,10 @@ from assistant.faces.slack.elements import (
     words,
 )
 from assistant.render.blocks import Block, Command, Heading, Item, Quotation, Text
+from assistant.render.commands import broken
 
+#: Columns of a command; a longer one goes over several lines that paste as one.
+COLUMNS = 72
 _MARK = {"plain": "", "good": "✅ ", "bad": "🔴 ", "unsure": "⚠️ ", "quiet": ""}
 #: Characters of one paragraph; a longer one is cut, because one block must fit into a message with others.
 _MOST_PARAGRAPH = 2800
@@ -46,7 +49,7 @@ def _draw(block: Block) -> Iterator[Piece]:
         case Quotation(where, text):
             yield rich(paragraph(words(cut(where, 300))), fixed(text, MOST_QUOTE))
         case Command(text):
-            yield rich(fixed(text, MOST_COMMAND))
+            yield rich(fixed(broken(text, COLUMNS), MOST_COMMAND))
         case Item(title, tags, body, number):
             yield rich(*_item(title, tags, number), *(part for inner in body for part in _inside(inner)))
 
@@ -70,7 +73,7 @@ def _inside(block: Block) -> Iterator[Piece]:
             yield paragraph(words(cut(where, 300)))
             yield fixed(text, MOST_QUOTE)
         case Command(text):
-            yield fixed(text, MOST_COMMAND)
+            yield fixed(broken(text, COLUMNS), MOST_COMMAND)
         case Item(title, tags, body, number):
             yield from _item(title, tags, number)
             for part in body:

@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from assistant.faces.slack.drawing import draw
 from assistant.faces.slack.elements import Piece, fixed, header, rich
 from tools.redaction import clean, redact
 
 if TYPE_CHECKING:
+    from assistant.diagnosis.model import Language
     from knowledge.catalog import Catalog
     from tools.registry import Action
 
@@ -17,16 +19,63 @@ _MOST_VALUE = 300
 _MOST_TEXT = 2800
 
 
-def result_pieces(action: Action, result: Any, catalog: Catalog, lang: str) -> list[Piece]:
+#: Checks by their action, and the name under which their heading is kept.
+_CHECKS = {
+    "run_nccl_test": "nccl",
+    "run_compile_test": "compile",
+    "check_gpu": "gpu",
+    "check_host": "host",
+    "check_network": "network",
+    "measure_loading": "loading",
+    "profile_server": "profile",
+    "capture": "capture",
+}
+
+
+def result_pieces(action: Action, result: Any, catalog: Catalog, lang: Language) -> list[Piece]:
     """The blocks for a result."""
+    if action.name == "estimate_memory":
+        from assistant.render.memory import estimate_blocks
+        from tools.memory.action import MemoryEstimate
+
+        estimate = MemoryEstimate.model_validate(result)
+        return list(draw(estimate_blocks(estimate, catalog, lang, _gpus(result))))
+    if action.name in _CHECKS:
+        from assistant.render.checks import capture_blocks, nccl_blocks, report_blocks
+
+        report: Any = action.output_model.model_validate(result)
+        heading = _CHECKS[action.name]
+        special: dict[str, Any] = {"nccl": nccl_blocks, "capture": capture_blocks}
+        drawn = special[heading](report, catalog, lang) if heading in special else None
+        return list(draw(drawn or report_blocks(report, catalog, lang, heading)))
     return [header(f"📋 {action.title}"), rich(fixed("\n".join(_lines(result)), _MOST_TEXT))]
 
 
-def result_file(action: Action, result: Any, lang: str, *, whole: bool) -> Iterator[tuple[str, bytes, str]]:
+def result_file(
+    action: Action, result: Any, catalog: Catalog, lang: Language, *, whole: bool
+) -> Iterator[tuple[str, bytes, str]]:
     """Files that belong to a result: name, content, title. ``whole`` asks for the result itself as well."""
-    text = redact(clean(json.dumps(result, ensure_ascii=False, indent=1)))
-    if whole or len("\n".join(_lines(result))) > _MOST_TEXT:
-        yield f"{action.name}.json", text.encode(), action.title
+    if action.name == "estimate_memory":
+        import resvg_py
+
+        from assistant.render.memory_figure import svg
+        from tools.memory.action import MemoryEstimate
+
+        # Labels are English: a server seldom has fonts with Chinese characters, and this is drawn with its fonts.
+        text = svg(MemoryEstimate.model_validate(result), catalog, "en")
+        yield "memory.png", bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=2)), action.title
+    drawn = action.name == "estimate_memory" or action.name in _CHECKS
+    if whole or (not drawn and len("\n".join(_lines(result))) > _MOST_TEXT):
+        yield (
+            f"{action.name}.json",
+            redact(clean(json.dumps(result, ensure_ascii=False, indent=1))).encode(),
+            action.title,
+        )
+
+
+def _gpus(result: Mapping[str, Any]) -> int:
+    """The GPUs that the estimate is for: those of its own tensor-parallel row, 1 where there is none."""
+    return int(result.get("gpus") or 1)
 
 
 def _lines(result: Any) -> Iterator[str]:

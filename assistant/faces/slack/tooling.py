@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import shlex
 from collections.abc import Sequence
@@ -137,7 +138,15 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
         text = work.word("slack-job-failed", title=action.title, why=cut(str(error), 1500))
         await work.show([rich(paragraph(words(f"⚠️ {text}")))], text)
         return
-    await _deliver(work, action, result.model_dump(mode="json"))
+    plain = result.model_dump(mode="json")
+    if action.name == "estimate_memory":
+        others = arguments.get("arguments") or {}
+        sizes = (
+            arguments.get("tensor_parallel_size"),
+            *(others.get(f"{k}_parallel_size") for k in ("pipeline", "data")),
+        )
+        plain["gpus"] = math.prod(int(size or 1) for size in sizes)
+    await _deliver(work, action, plain)
 
 
 async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
@@ -286,7 +295,7 @@ async def _deliver(work: Work, action: Action, result: Any) -> None:
     await work.show(first, title)
     for page in rest[:2]:
         await work.speaker.below(work.client, work.line, page, title)
-    for name, content, label in result_file(action, result, work.lang, whole=len(rest) > 2):
+    for name, content, label in result_file(action, result, work.catalog, work.lang, whole=len(rest) > 2):
         await work.speaker.attach(work.client, work.line, name, content, label)
 
 

@@ -195,7 +195,7 @@ class Slack:
         elif request.content_type == "application/json":
             given = await request.json()
         else:
-            given = dict(await request.post())
+            given = {**request.query, **await request.post()}
             for name in ("blocks", "view", "files"):
                 if isinstance(given.get(name), str):
                     given[name] = json.loads(given[name])

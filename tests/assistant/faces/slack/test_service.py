@@ -447,6 +447,15 @@ def test_bad_arguments_are_said_with_an_example(user: User, slack: Slack, monkey
     whisper(slack, "no tool")
 
 
+def test_an_estimate_of_memory_comes_with_its_picture(user: User, slack: Slack) -> None:
+    before, files = user.count(), len(slack.shared_files)
+    assert user.command("memory Qwen/Qwen3-8B --gpu L4 -tp 2 --max-num-seqs 64").status_code == 200
+    picture = wait_for(lambda: slack.shared_files[files:], 60)[0]
+    assert picture["name"] == "memory.png" and picture["content"].startswith(b"\x89PNG")
+    message = slack.answers("C0OPEN")[before]
+    assert picture["thread"] == message.ts and "Qwen/Qwen3-8B" in words(message.blocks)
+
+
 def test_the_app_is_installed_by_oauth_and_speaks_with_that_token(served: Served, user: User, slack: Slack) -> None:
     page = user.client.get(f"{user.address}/slack/install")
     assert page.status_code == 200
@@ -526,7 +535,7 @@ def test_an_alert_is_a_thread_that_is_updated_when_it_is_over(served: Served, us
 
     face = served.app.state.slack
     asked(user, SURE)
-    incident = face.service.incidents.recent(1)[0]["id"]
+    incident = next(row["id"] for row in face.service.incidents.recent(100) if row["cause"])
     with pytest.raises(ValueError, match="alert_channel"):
         SlackChannel(face)
     channel = SlackChannel(_Elsewhere(face))  # type: ignore[arg-type]
