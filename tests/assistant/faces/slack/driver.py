@@ -51,7 +51,7 @@ class Served:
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error"))
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
-        wait_for(lambda: self.server.started, 40)
+        wait_for(lambda: self.server.started, 90)
         self.user = User(slack, f"http://127.0.0.1:{port}")
 
     def stop(self) -> None:
