@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -70,16 +71,18 @@ class Readers:
         self._lock = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._closed = False
+        #: Is told of every diagnosis: ``done``, ``refused``, ``late`` or ``failed``, its seconds, and what came out.
+        self.observer: Callable[[str, float, Diagnosis | None], None] | None = None
+        #: Diagnoses under way or waiting, and how often a pool had to be replaced.
+        self.asked = self.replaced = 0
 
     async def diagnose(self, ask: Ask) -> Diagnosis:
         """The diagnosis of one incident; raises :class:`ReadersError` and ``TimeoutError``."""
-        found: Diagnosis = await self._run(_diagnose, ask, self._deadline_s)
-        return found
+        return await self._observed(_diagnose, ask, self._deadline_s)
 
     async def again(self, case: Mapping[str, Any], answers: Mapping[str, str]) -> Diagnosis:
         """The diagnosis of a saved case with these answers; raises :class:`ReadersError` and ``TimeoutError``."""
-        found: Diagnosis = await self._run(_again, dict(case), dict(answers))
-        return found
+        return await self._observed(_again, dict(case), dict(answers))
 
     async def pack(self, ask: Ask, case: Mapping[str, Any] | None, incident: str | None) -> bytes:
         """A bundle of one incident, of a saved ``case`` where there is one; raises :class:`ReadersError`."""
@@ -101,6 +104,25 @@ class Readers:
             pool, self._pool = self._pool, None
         if pool is not None:
             _end(pool)
+
+    async def _observed(self, work: Any, *arguments: Any) -> Diagnosis:
+        began, outcome = time.monotonic(), "failed"
+        found: Diagnosis | None = None
+        self.asked += 1
+        try:
+            found = await self._run(work, *arguments)
+            outcome = "done"
+            return found
+        except ReadersError:
+            outcome = "refused"
+            raise
+        except TimeoutError:
+            outcome = "late"
+            raise
+        finally:
+            self.asked -= 1
+            if self.observer is not None:
+                self.observer(outcome, time.monotonic() - began, found)
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
         pool = self._opened()
@@ -131,6 +153,7 @@ class Readers:
         with self._lock:
             if self._pool is broken:
                 self._pool = None
+                self.replaced += 1
         _end(broken)
 
 
@@ -210,8 +233,6 @@ def _follow_parent() -> None:
     parent = os.getppid()
 
     def watch() -> None:
-        import time
-
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)
@@ -227,8 +248,6 @@ def _ready() -> Engine:
 
 def _warm() -> None:
     """Read a line and a few words: what reading prepares at its first use is prepared then."""
-    import time
-
     _diagnose(Ask(text="the server hangs", logs=(("log", b"INFO 01-01 00:00:00 [api_server.py:1] vLLM\n"),)), 10.0)
     time.sleep(0.05)  # long enough for the next process to take the next of these
 

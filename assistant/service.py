@@ -97,6 +97,9 @@ class Service:
         self.claims = Claims(database)
         self.conversations = Conversations(database)
         self.consents: Consents = Consents(consent_key(database))
+        #: Set when the server begins to stop: it still answers, says so at /readyz and takes no further job.
+        self.draining = False
+        self._carrying: tuple[Worker, asyncio.Task[None]] | None = None
 
     async def diagnose(self, principal: Principal, ask: Ask, *, face: str, save: bool = True) -> Answered:
         """Read what was given, decide, and keep the incident.
@@ -311,11 +314,29 @@ class Service:
         from assistant.store.database import StoreError
 
         problems: list[str] = []
+        if self.draining:
+            problems.append("The server is stopping; it finishes what it has and takes nothing new.")
+        if self._carrying is not None and self._carrying[1].done():
+            problems.append("Jobs are no longer carried out by this process; restart it.")
         try:
             await asyncio.wait_for(self.in_thread(self._touch), self.settings.number("store.timeout_s") + 1)
         except (StoreError, TimeoutError) as error:
             problems.append(str(error) or "The database does not answer.")
         return (*problems, *self.readers.problems())
+
+    def drain(self) -> None:
+        """Begin to stop: other replicas take what comes from now on."""
+        self.draining = True
+        if self._carrying is not None:
+            self._carrying[0].paused = True
+
+    def work(self, stop: asyncio.Event) -> asyncio.Task[None]:
+        """Carry jobs out until ``stop``."""
+        worker = self.worker()
+        worker.paused = self.draining
+        task = asyncio.create_task(worker.run(stop))
+        self._carrying = (worker, task)
+        return task
 
     def worker(self) -> Worker:
         """A worker on this service's jobs."""
@@ -355,10 +376,11 @@ class Service:
         return ()
 
     def _touch(self) -> None:
+        """Reach the tables with a write that changes nothing: a standby or a read-only file could keep no incident."""
         import sqlalchemy as sa
 
-        with self.database.read() as connection:
-            connection.execute(sa.text("SELECT 1"))
+        with self.database.write() as connection:
+            connection.execute(sa.text("UPDATE jobs SET state = state WHERE number = -1"))
 
 
 @contextlib.asynccontextmanager
@@ -384,7 +406,7 @@ async def opened(
         service = Service(settings, catalog, database, readers)
         if work:
             _discover()
-            worker = asyncio.create_task(service.worker().run(stop))
+            worker = service.work(stop)
             others.append(asyncio.create_task(_prune(service, stop)))
         if isinstance(readers, Readers):  # many will come; a single user is not made to share the first second with it
             others.append(asyncio.create_task(_prepare_search(settings.text("runbooks_folder"))))

@@ -92,6 +92,29 @@ KEYS: tuple[Key, ...] = (
     Key(
         "server.stop_s", "number", 20.0, "Seconds that requests under way get when the server stops.", least=0, most=600
     ),
+    Key(
+        "server.drain_s",
+        "number",
+        0.0,
+        "Seconds that the server still takes requests after SIGTERM, while /readyz sends others elsewhere.",
+        least=0,
+        most=600,
+    ),
+    Key(
+        "server.log",
+        "text",
+        "",
+        "Form of its own log; empty is text on a terminal and else JSON.",
+        one_of=("", "json", "text"),
+    ),
+    Key(
+        "server.metrics",
+        "text",
+        "token",
+        "Who may read /metrics: whoever has a token, everybody, or nobody.",
+        one_of=("token", "open", "off"),
+    ),
+    Key("telemetry.otlp_url", "text", "", "OpenTelemetry collector (OTLP over HTTP) that gets traces; empty for none."),
     Key("auth.issuer", "text", "", "OAuth 2.1 authorization server whose access tokens are taken, as their iss says."),
     Key("auth.audience", "text", "", "What their aud must hold; empty means the public URL with /mcp."),
     Key("auth.jwks_url", "text", "", "Where the issuer's keys are; empty means /.well-known/jwks.json below it."),

@@ -9,13 +9,14 @@ a call is wanted, not with this module.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import inspect
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,9 @@ Report = Callable[[float | None, str], None]
 #: From a server's name or address to its address and the headers to send there.
 FindServer = Callable[[str], tuple[str, Mapping[str, str]]]
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+#: Is told of every call that ran: the action's name, ``done``, ``refused``, ``late``, ``cancelled`` or ``failed``, and seconds.
+Observer = Callable[[str, str, float], None]
+OBSERVERS: list[Observer] = []
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,47}")
 _DECLARES = re.compile(r"^\s*@(?:registry\.)?action\(", re.MULTILINE)
@@ -189,15 +193,38 @@ class Action:
                     f"{self.name} {_touches(self.effect)}; somebody has to agree to this very call first."
                 )
         seconds = min(self.deadline_s, deadline_s) if deadline_s is not None else self.deadline_s
-        wants_context = self._shape[2]
+        with _observed(self.name):
+            return self.output_model.model_validate(await self._run(given, context, seconds))
+
+    async def _run(self, given: BaseModel, context: Context, seconds: float) -> Any:
         try:
             async with asyncio.timeout(seconds) as clock:
-                result = await (self.function(given, context) if wants_context else self.function(given))
+                return await (self.function(given, context) if self._shape[2] else self.function(given))
         except TimeoutError:
             if not clock.expired():
                 raise  # the function's own, about something smaller
             raise DeadlineError(f"{self.name} did not finish within {seconds:g} s and was stopped.") from None
-        return self.output_model.model_validate(result)
+
+
+@contextlib.contextmanager
+def _observed(name: str) -> Iterator[None]:
+    """Tell the observers how a call ended and how long it took."""
+    began, outcome = time.monotonic(), "failed"
+    try:
+        yield
+        outcome = "done"
+    except DeadlineError:
+        outcome = "late"
+        raise
+    except ActionError:
+        outcome = "refused"  # it said in a sentence why it cannot
+        raise
+    except asyncio.CancelledError:
+        outcome = "cancelled"
+        raise
+    finally:
+        for observer in tuple(OBSERVERS):
+            observer(name, outcome, time.monotonic() - began)
 
 
 def digest_of(arguments: Mapping[str, Any]) -> str:

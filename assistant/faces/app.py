@@ -19,18 +19,23 @@ from fastapi.responses import JSONResponse, Response
 from assistant import __version__
 from assistant.faces.http.api import mount as mount_api
 from assistant.faces.http.guard import Guard
+from assistant.faces.http.observed import Observed, observing
+from assistant.faces.http.observed import mount as mount_metrics
 from assistant.faces.mcp.server import mount as mount_mcp
 from assistant.faces.slack.http import mount as mount_slack
 from assistant.faces.web.mount import mount as mount_web
+from assistant.observability import Metrics
 from assistant.security.authentication import Authenticator
 from assistant.security.limiter import Limiter
 from assistant.service import Service, opened
+from assistant.telemetry import tracing_of
 
 if TYPE_CHECKING:
     from assistant.alerts.channels import Channel
     from assistant.alerts.desk import Desk
     from assistant.security.oauth import Issuer
     from assistant.settings import Settings
+    from assistant.telemetry import Tracing
 
 #: What a face wants to run while the server does.
 Running = Callable[[], contextlib.AbstractAsyncContextManager[None]]
@@ -46,6 +51,7 @@ class Shared:
     running: list[Running] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)  # where diagnosed alerts go besides the configured places
     desk: Desk | None = None  # who works on alerts; there while the server runs
+    tracing: Tracing | None = None
     _service: Service | None = None
     _authenticator: Authenticator | None = None
 
@@ -55,6 +61,23 @@ class Shared:
         if self._service is None:
             raise RuntimeError("the server is not running")
         return self._service
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What this server tells Prometheus about itself."""
+        from knowledge.catalog import load
+
+        return Metrics(__version__, load().causes)
+
+    def drain(self) -> None:
+        """Begin to stop; before the server has begun there is nothing to do."""
+        if self._service is not None:
+            self._service.drain()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has begun to stop."""
+        return self._service is not None and self._service.draining
 
     @cached_property
     def limiter(self) -> Limiter:
@@ -114,12 +137,14 @@ def create_app(
     jobs out in this process.
     """
     shared = Shared(settings, port)
+    shared.tracing = tracing_of(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with opened(settings, work=work) as service, contextlib.AsyncExitStack() as stack:
             await service.readers.start()
             shared._service = service
+            stack.enter_context(observing(service, shared.metrics, shared.tracing))
             try:
                 for running in shared.running:
                     await stack.enter_async_context(running())
@@ -138,8 +163,10 @@ def create_app(
     )
     app.state.shared = shared
     _health(app, shared)
+    mount_metrics(app, shared)
     for mount in (*_own_faces(), *faces):
         mount(app, shared)
+    app.add_middleware(Observed, shared=shared)
     app.add_middleware(
         Guard,
         hosts=shared.hosts,

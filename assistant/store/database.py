@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Database:
     def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
         self.url = _read_url(url)
         self.timeout_s = timeout_s
+        #: Is told of every transaction: ``read`` or ``write``, its seconds, and whether it failed.
+        self.observer: Callable[[str, float, bool], None] | None = None
         self.is_postgres = self.url.get_backend_name() == "postgresql"
         self._engine = self._postgres() if self.is_postgres else self._sqlite()
 
@@ -71,13 +73,13 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that is committed when the block ends well. Raises :class:`StoreError`."""
-        with self._in_words(), self._engine.begin() as connection:
+        with self._in_words("write"), self._engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that sees one state of the whole database and changes nothing. Raises :class:`StoreError`."""
-        with self._in_words(), self._engine.connect() as plain:
+        with self._in_words("read"), self._engine.connect() as plain:
             options: dict[str, Any] = (
                 {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
                 if self.is_postgres
@@ -92,13 +94,21 @@ class Database:
         self._engine.dispose()
 
     @contextlib.contextmanager
-    def _in_words(self) -> Iterator[None]:
+    def _in_words(self, kind: str) -> Iterator[None]:
+        began, failed = time.monotonic(), True
         try:
             yield
+            failed = False
+        except StoreError:
+            failed = False  # the caller's own: what was asked for is not there, and the database said so
+            raise
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise StoreError(f"The database {self.shown} {_what_happened(error)}.") from error
         except OSError as error:
             raise StoreError(f"The database {self.shown} cannot be opened: {error.strerror or error}.") from error
+        finally:
+            if self.observer is not None:
+                self.observer(kind, time.monotonic() - began, failed)
 
     def _sqlite(self) -> sa.Engine:
         engine = sa.create_engine(

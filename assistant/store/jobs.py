@@ -23,6 +23,7 @@ FINISHED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")
 #: Lines that one job may log; what comes later is dropped, the progress text still changes.
 MAX_LOG_LINES = 2000
 _MAX_LINE = 2000
+_MOST_ATTEMPTS = 10
 _MAX_ARGUMENTS = _MAX_RESULT = 8 * 1024 * 1024
 _SWEEP_LOCK = 855_343_425  # beside the number of the migrations' lock
 _INTERRUPTED = "The process that worked on it ended without finishing it."
@@ -221,6 +222,39 @@ class Jobs:
                 .first()
             )
         return None if row is None else Lease(_job(row), owner, row["attempts"])
+
+    def waiting(self) -> dict[str, int]:
+        """How many jobs are queued and running."""
+        statement = (
+            sa.select(JOBS.c.state, sa.func.count())
+            .where(JOBS.c.state.in_(("queued", "running")))
+            .group_by(JOBS.c.state)
+        )
+        with self._database.read() as connection:
+            return {"queued": 0, "running": 0} | {row[0]: row[1] for row in connection.execute(statement)}
+
+    def hand_over(self, lease: Lease, error: str) -> None:
+        """End the attempt of a process that is stopped: what only reads is queued for another, the rest interrupted.
+
+        Being stopped in good order takes no attempt away; ten of them are enough for any job. Raises
+        :class:`LostLeaseError`.
+        """
+        again = lease.job.effect == "reads" and lease.fence < _MOST_ATTEMPTS
+        values: dict[str, Any] = {"owner": None, "lease_until": None}
+        with self._database.write() as connection:
+            if again:
+                values |= {"state": "queued", "max_attempts": max(lease.job.max_attempts, lease.fence + 1)}
+            else:
+                now = self._database.clock(connection)
+                values |= {"state": "interrupted", "error": plain_text(error, _MAX_LINE), "finished_at": now}
+            held = _held(sa.update(JOBS), lease).values(**values)
+            row = connection.execute(held.returning(JOBS.c.cancel_wanted)).first()
+            if _still(row, lease)[0] and again:
+                connection.execute(
+                    sa.update(JOBS)
+                    .where(JOBS.c.id == lease.job.id, JOBS.c.state == "queued")
+                    .values(state="cancelled", finished_at=self._database.clock(connection))
+                )
 
     def give_up_the_dead(self) -> int:
         """End every job whose lease ran out, or queue it again where that is allowed; returns how many."""

@@ -37,9 +37,11 @@ class Worker:
         self._lease_s = lease_s
         self._at_once = at_once
         self._look_every_s = look_every_s
+        #: No further job is taken while this is set; those under way go on.
+        self.paused = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until ``stop`` is set; jobs that are under way then are cancelled and become ``interrupted``.
+        """Work until ``stop`` is set; jobs that are under way then are cancelled and handed over.
 
         A database that is away for a while is waited for.
         """
@@ -47,7 +49,7 @@ class Worker:
         stopping = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
-                lease = await self._claim() if len(working) < self._at_once else None
+                lease = await self._claim() if len(working) < self._at_once and not self.paused else None
                 if lease is not None:
                     working.add(asyncio.create_task(self.carry_out(lease)))
                     continue
@@ -106,7 +108,10 @@ class Worker:
                 await asyncio.to_thread(reports.flush)
             for pause in (0.1, 0.5, 2.0, None):
                 try:
-                    await asyncio.to_thread(self._jobs.finish, lease, state, result=result, error=error)
+                    if state == "interrupted":
+                        await asyncio.to_thread(self._jobs.hand_over, lease, error or "")
+                    else:
+                        await asyncio.to_thread(self._jobs.finish, lease, state, result=result, error=error)
                     return
                 except LostLeaseError:
                     return

@@ -24,8 +24,10 @@ def serve(
     """Serve the HTTP API, MCP, Slack events and web pages."""
     import uvicorn
 
+    from assistant import own_log
     from assistant.faces.app import create_app
     from assistant.faces.patience import PatientProtocol
+    from assistant.faces.serving import Draining
     from assistant.settings import SettingsError, load, override
     from knowledge.errors import KnowledgeError
 
@@ -50,17 +52,20 @@ def serve(
     name = settings.text("server.host")
     where = f"[{name}]" if listener.family == socket.AF_INET6 else name
     print(f"vllm-diagnose serves http://{where}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    server = uvicorn.Server(
+    own_log.begin(settings.text("server.log"))
+    server = Draining(
         uvicorn.Config(
             application,
             log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(settings.number("server.stop_s")),
             http=PatientProtocol,
             h11_max_incomplete_event_size=64 * 1024,
-        )
+        ),
+        application.state.shared,
     )
     server.run(sockets=[listener])
     if not server.started:

@@ -283,7 +283,7 @@ async def _changes(
     seen, jobs = 0, {}  # type: int, dict[str, str]
     loop = asyncio.get_running_loop()
     end = loop.time() + for_s
-    while not await request.is_disconnected():
+    while not service.draining and not await request.is_disconnected():
         if await service.in_thread(service.incidents.revision, incident) > seen:
             answered = await service.incident(who, incident)
             seen = answered.revision

@@ -23,7 +23,7 @@ Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None
 _TRACE = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 #: Asked by probes, whose Host header is the pod's address.
-_ANY_HOST = ("/healthz", "/readyz")
+_ANY_HOST = ("/healthz", "/readyz", "/metrics")
 
 
 class TooLargeError(HTTPException):

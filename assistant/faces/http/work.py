@@ -213,7 +213,7 @@ async def _progress(request: Request, service: Service, who: Principal, job: str
     seen: dict[str, Any] = {}
     loop = asyncio.get_running_loop()
     end_at = loop.time() + for_s
-    while not await request.is_disconnected():
+    while not service.draining and not await request.is_disconnected():
         found = await service.job(who, job)
         body = job_body(found)
         if body != seen:

@@ -109,6 +109,29 @@ def test_what_touches_is_never_tried_twice(jobs: Jobs) -> None:
         jobs.submit("look", {"log": "x" * 9_000_000}, effect="reads", deadline_s=1, requested_by="ada")
 
 
+def test_a_worker_that_is_stopped_hands_over_what_only_reads(jobs: Jobs) -> None:
+    read, touching, unwanted = submit(jobs), submit(jobs, effect="loads"), submit(jobs)
+    leases = [claim(jobs) for _ in range(3)]
+    jobs.cancel(unwanted.id)
+    for lease in leases:
+        jobs.hand_over(lease, "The process that worked on it was stopped.")
+    assert [jobs.get(job.id).state for job in (read, touching, unwanted)] == ["queued", "interrupted", "cancelled"]
+    assert "was stopped" in (jobs.get(touching.id).error or "")
+    with pytest.raises(LostLeaseError):
+        jobs.finish(leases[0], "done", result="late")
+    again = claim(jobs)
+    assert (again.job.id, again.fence) == (read.id, 2)
+    jobs.finish(again, "done", result="new")
+    assert jobs.waiting() == {"queued": 0, "running": 0}
+
+
+def test_handing_over_has_an_end(jobs: Jobs) -> None:
+    job = submit(jobs)
+    for _ in range(10):
+        jobs.hand_over(claim(jobs), "stopped")
+    assert jobs.get(job.id).state == "interrupted" and jobs.claim("worker", 30) is None
+
+
 def test_cancelling(jobs: Jobs, database: Database) -> None:
     queued = submit(jobs)
     assert jobs.cancel(queued.id).state == "cancelled" and jobs.claim("w", 30) is None
@@ -276,7 +299,7 @@ def test_the_deadline_cancellation_and_the_end_of_the_worker_stop_a_job(jobs: Jo
     asyncio.run(working(jobs, carry, ready, lease_s=3.0, at_once=3))
     assert jobs.get(late.id).state == "failed" and "deadline of 0.1 s" in (jobs.get(late.id).error or "")
     assert jobs.get(unwanted.id).state == "cancelled"
-    assert jobs.get(left.id).state == "interrupted" and "was stopped" in (jobs.get(left.id).error or "")
+    assert jobs.get(left.id).state == "queued", "what only reads is there for another worker"
     assert sorted(stopped) == sorted([late.id, unwanted.id, left.id])
 
 
