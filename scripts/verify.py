@@ -199,6 +199,40 @@ def browser(seconds: float) -> Outcome:
         if status:
             return Outcome(skipped=["npm could not install " + " and ".join(BROWSER_PACKAGES)])
     return pytest_step("browser")(seconds - (time.monotonic() - started))
+def script_step(script: str) -> Callable[[float], Outcome]:
+    """A script of ours that prints ``passed: what`` and ``skipped: why``, and ends with 1 where something is wrong."""
+
+    def run(seconds: float) -> Outcome:
+        command = [sys.executable, str(ROOT / "scripts" / script)]
+        with tempfile.TemporaryFile("w+") as out:
+            try:
+                done = subprocess.run(command, cwd=ROOT, stdout=out, timeout=seconds, check=False)
+            except subprocess.TimeoutExpired:
+                return Outcome(skipped=[f"stopped after {seconds:.0f} s, the time that was left"])
+            out.seek(0)
+            text = out.read()
+        print(text, end="")
+        skipped = [line.removeprefix("skipped: ") for line in text.splitlines() if line.startswith("skipped: ")]
+        passed = sum(line.startswith("passed: ") for line in text.splitlines())
+        return Outcome(passed, 1 if done.returncode else 0, skipped)
+
+    return run
+
+
+def audit(seconds: float) -> Outcome:
+    """Known vulnerabilities of what the lock pins, asked of pip-audit's database; takes a network."""
+    program = shutil.which("pip-audit")
+    if program is None:
+        return Outcome(skipped=["pip-audit is not installed; run it with --require-hashes -r constraints.txt"])
+    command = [program, "--require-hashes", "--disable-pip", "-r", "constraints.txt"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return Outcome(skipped=["pip-audit had no answer in time"])
+    print(done.stdout, end="")
+    if done.returncode and "ConnectionError" in done.stderr + done.stdout:
+        return Outcome(skipped=["pip-audit reaches no database here"])
+    return Outcome(failed=1) if done.returncode else Outcome(passed=1)
 
 
 VERIFY = [
@@ -216,6 +250,9 @@ VERIFY = [
         120,
     ),
     Step("pages in a browser", browser, 120),
+    Step("manifests", script_step("manifests.py"), 60),
+    Step("image", script_step("image.py"), 120),
+    Step("known vulnerabilities", audit, 60),
     Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
     Step("Model Context Protocol", model_context_protocol, 180),
     Step("real vLLM server", laboratory, 300),
