@@ -285,7 +285,8 @@ def _buttons(diagnosis: Diagnosis, catalog: Catalog, shown: Shown) -> list[Piece
     made = [actions(f"about:{shown.value()}", row)]
     second: list[Piece] = []
     for place, step in enumerate(checks(diagnosis)[:3]):
-        second.append(button(f"run:{place}", cut(f"▶ {step.text}", 75), shown.value(step.id)))
+        what = step.text.replace("：", ": ").partition(": ")[0]  # behind it stands how it is typed elsewhere
+        second.append(button(f"run:{place}", cut(f"▶ {what}", 75), shown.value(step.id)))
     if diagnosis.verdict == "cause" and not shown.helped:
         second.append(button("worked", word("slack-worked", lang), shown.value(), style="primary"))
         second.append(button("failed", word("slack-failed", lang), shown.value()))

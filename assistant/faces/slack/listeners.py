@@ -88,7 +88,7 @@ class Inbox:
             return
         word, _, rest = text.partition(" ")
         name = "help" if text in ("帮助", "?") else word.lower()
-        if name in _SUBCOMMANDS and (name in ("memory", "runbook", "nccl") or not rest.strip()):
+        if name in _SUBCOMMANDS and is_form(name, rest.strip()):
             kind = {"help": "help", "status": "status", "runbook": "runbook"}.get(name, "command")
             order |= {"kind": kind, "command": name, "text": rest.strip(), "quiet": kind != "command"}
         elif (target := self._target(text)) is not None:
@@ -272,6 +272,15 @@ class Inbox:
             if word == name or word == target.address.rstrip("/"):
                 return name
         return None
+
+
+def is_form(name: str, rest: str) -> bool:
+    """Whether what follows makes it a form of the command; "memory grows all day" and "NCCL hangs" are questions."""
+    if name == "nccl":
+        return not rest or rest[0] in "-—0123456789"
+    if name == "memory":
+        return not rest or len(rest.split()) == 1 or " -" in rest or " —" in rest
+    return name == "runbook" or not rest
 
 
 def _clicked(body: Mapping[str, Any]) -> Line:

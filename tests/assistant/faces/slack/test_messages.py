@@ -19,6 +19,7 @@ from assistant.diagnosis.truth import Facts
 from assistant.faces.slack import elements, forms
 from assistant.faces.slack.answer import Shown, answer_message, places, questions, read_value
 from assistant.faces.slack.drawing import COLUMNS, draw, fitted, pages
+from assistant.faces.slack.listeners import is_form
 from assistant.faces.slack.text import readable
 from assistant.render.blocks import Command, Heading, Item, Quotation, Text, diagnosis_blocks
 from assistant.render.commands import broken
@@ -248,3 +249,22 @@ def test_the_question_is_the_first_of_the_diagnosis() -> None:
     found = diagnosed("it does not work")
     assert questions(found)
     assert questions(found)[0].text in words(check(found, Shown(TALK, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "rest", "form"),
+    [
+        ("nccl", "", True),
+        ("nccl", "--ranks 2", True),
+        ("nccl", "hangs on all ranks", False),
+        ("memory", "Qwen/Qwen3-8B --gpu L4", True),
+        ("memory", "Qwen/Qwen3-8B", True),
+        ("memory", "grows until the server is killed", False),
+        ("status", "", True),
+        ("status", "500 for every request", False),
+        ("help", "it does not start", False),
+        ("runbook", "memory/no-room-for-kv-cache", True),
+    ],
+)
+def test_a_question_that_begins_like_a_form_is_a_question(name: str, rest: str, form: bool) -> None:
+    assert is_form(name, rest) is form

@@ -438,7 +438,7 @@ def test_touching_needs_an_operator_who_agrees_to_the_very_call(
 
 def test_bad_arguments_are_said_with_an_example(user: User, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tooling.COMMANDS, "nccl", ("slack_probe", "ranks"))
-    for text in ("nccl --ranks many", "nccl --frobnicate 3", 'nccl "open', "nccl 2 3"):
+    for text in ("nccl --ranks many", "nccl --frobnicate 3", 'nccl --ranks "open', "nccl 2 3"):
         slack.whispers.clear()
         user.as_("U0OPS").command(text)
         assert "--ranks 2" in words(whisper(slack, "For example").blocks)
