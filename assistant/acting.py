@@ -19,7 +19,7 @@ from tools.registry import Action, Consent, ConsentError, Context, FindServer, R
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from assistant.security.consent import Confirmed
+    from assistant.security.consent import Confirmed, Consents
     from assistant.store.audit import Audit, Outcome
     from assistant.store.jobs import Job, Jobs
     from assistant.store.worker import Carry
@@ -54,6 +54,29 @@ async def perform(
         raise
     _note(audit, principal, face, action, "done", arguments)
     return result
+
+
+def confirmed_or_ticket(
+    given: Consents,
+    principal: Principal,
+    action: Action,
+    arguments: Mapping[str, Any],
+    ticket: str | None,
+    *,
+    face: str,
+    audit: Audit | None = None,
+) -> Confirmed | str:
+    """The confirmation that ``ticket`` stands for, or a new ticket where there is none; a refusal is written down.
+
+    Raises :class:`ForbiddenError` and ``InputError``.
+    """
+    try:
+        if ticket:
+            return given.accept(principal, ticket, action, arguments)
+        return given.ask(principal, action, arguments)
+    except ForbiddenError:
+        _note(audit, principal, face, action, "refused", arguments)
+        raise
 
 
 def enqueue(

@@ -129,12 +129,17 @@ class Shared:
 
 
 def create_app(
-    settings: Settings, *, port: int = 0, work: bool = True, faces: tuple[Callable[[FastAPI, Shared], None], ...] = ()
+    settings: Settings,
+    *,
+    port: int = 0,
+    work: bool = True,
+    faces: tuple[Callable[[FastAPI, Shared], None], ...] = (),
+    own: tuple[Callable[[FastAPI, Shared], None], ...] | None = None,
 ) -> FastAPI:
     """The application of ``settings``.
 
-    ``port`` is the one that is really listened on; ``faces`` are mounted besides the program's own; ``work`` carries
-    jobs out in this process.
+    ``port`` is the one that is really listened on; ``faces`` are mounted besides the program's own, and ``own`` in their
+    place; ``work`` carries jobs out in this process.
     """
     shared = Shared(settings, port)
     shared.tracing = tracing_of(settings)
@@ -164,7 +169,7 @@ def create_app(
     app.state.shared = shared
     _health(app, shared)
     mount_metrics(app, shared)
-    for mount in (*_own_faces(), *faces):
+    for mount in (*(_own_faces() if own is None else own), *faces):
         mount(app, shared)
     app.add_middleware(Observed, shared=shared)
     app.add_middleware(

@@ -10,6 +10,7 @@ from assistant.render.blocks import Block, Command, Heading, Item, Quotation, Te
 from knowledge.catalog import Catalog
 
 if TYPE_CHECKING:
+    from assistant.nodes.fleet import Fleet
     from tools.capture.capture import CaptureReport
     from tools.sanity.nccl import NcclReport
     from tools.sanity.results import Report
@@ -88,3 +89,28 @@ def capture_blocks(report: CaptureReport, catalog: Catalog, lang: Language) -> I
     if report.bundle:
         yield Heading(word("heading-save", lang))
         yield Command(report.bundle)
+
+
+def fleet_blocks(fleet: Fleet, catalog: Catalog, lang: Language, *, full: bool = False) -> Iterator[Block]:
+    """All nodes, the worst first: of each what is wrong, or that it does not answer; then what differs between them."""
+    word = catalog.word
+    tone: Tone = "bad" if fleet.bad or fleet.lost else "good"
+    yield Heading(word("heading-fleet-check", lang), tone, 1)
+    yield Text(word("fleet-summary", lang, nodes=len(fleet.nodes), bad=fleet.bad, lost=fleet.lost))
+    for node in fleet.nodes:
+        if node.lost:
+            body: tuple[Block, ...] = (Text(word("fleet-lost", lang, detail=node.lost)),)
+            yield Item(node.name, (word("status-bad", lang),), body)
+            continue
+        worst = "bad" if node.count("bad") else "note" if node.count("note") else "ok"
+        rows = [row for row in node.checks if full or row.status == "bad" or (worst != "bad" and row.status == "note")]
+        lines = [
+            f"{row.title}: {row.value} {row.unit}".rstrip() if row.value is not None else row.title for row in rows
+        ]
+        texts = [f"{line} · {row.text}" if row.text else line for line, row in zip(lines, rows, strict=True)]
+        most = 200 if full else 6
+        yield Item(node.name, (word(f"status-{worst}", lang),), tuple(Text(text) for text in texts[:most]))
+    if differing := [row for row in fleet.together.checks if row.status in ("bad", "note")]:
+        yield Heading(word("fleet-differences", lang))
+        for row in differing:
+            yield Item(str(row.value), (word(f"status-{row.status}", lang),), (Text(row.text, "quiet"),))

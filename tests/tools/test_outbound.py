@@ -448,6 +448,8 @@ def test_only_the_way_out_can_open_a_connection() -> None:
     # Text that another interpreter runs: its ranks connect to each other. Nothing here imports it but for its table of
     # stages, which tests/tools/sanity/test_nccl.py holds.
     doors.add(ROOT / "tools" / "sanity" / "rank_worker.py")
+    # A program of its own, too: nodes try each other's ports after an operator has agreed to exactly these addresses.
+    doors.add(ROOT / "tools" / "launchers" / "link_worker.py")
     found = {
         str(path.relative_to(ROOT)): used
         for path in sorted((ROOT / "tools").rglob("*.py"))

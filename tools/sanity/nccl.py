@@ -68,7 +68,8 @@ class Tried(BaseModel):
 
 
 class NcclReport(Report):
-    """The result. ``cure`` is the first change that made the test pass; it is a work-around, at the price in ``cost``."""
+    """The result. ``cure`` is the first change that made the test pass; it is a work-around, at the price in ``cost``.
+    ``failed_at`` is when the first rank failed, in seconds since 1970 on this machine's clock."""
 
     ranks: int = 0
     python: str = ""
@@ -78,6 +79,7 @@ class NcclReport(Report):
     cure: str | None = None
     cost: str | None = None
     transports: dict[str, str] = Field(default_factory=dict)
+    failed_at: float | None = None
     log: str = ""
 
 
@@ -253,6 +255,14 @@ def judged(lang: Language, ran: Ran, python: str) -> NcclReport:
         stages=stages,
         findings=findings,
         transports=dict(nccl.transports or {}),
+        failed_at=min(
+            (
+                float(e["at"])
+                for e in ran.events
+                if e["event"] == "failed" or (e["event"] == "exit" and e.get("signal"))
+            ),
+            default=None,
+        ),
         log=log[-_MOST_LOG:],
     )
 

@@ -486,7 +486,7 @@ class Supervisor:
 
     def print(self, event: str, **facts: Any) -> None:
         try:
-            os.write(1, (json.dumps({"event": event, **facts}) + "\n").encode())
+            os.write(1, (json.dumps({"event": event, "at": round(time.time(), 3), **facts}) + "\n").encode())
         except OSError:  # nobody reads any more
             self.parent_gone = True
 

@@ -160,6 +160,7 @@ def _mount() -> None:
     from assistant.faces.cli import (
         admin,
         bundle,
+        check,
         feedback,
         incidents,
         kb,
@@ -169,6 +170,7 @@ def _mount() -> None:
         serve,
         slack,
         sync,
+        tool_server,
     )
 
     incidents.mount(app)
@@ -178,6 +180,8 @@ def _mount() -> None:
     memory.mount(app)
     metrics.mount(app)
     serve.mount(app)
+    tool_server.mount(app)
+    check.mount(app)
     sync.mount(app)
     slack.mount(app)
     app.add_typer(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant.faces.cli.launching import Launcher, run_on_nodes
+from assistant.faces.cli.nodes import NodeOption
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
 if TYPE_CHECKING:
@@ -133,6 +135,11 @@ def nccl(
     read: Annotated[
         Path | None, typer.Option("--read", help="judge what the printed test has printed; - is standard input")
     ] = None,
+    launcher: Annotated[Launcher, typer.Option("--launcher", help="who starts the ranks")] = Launcher.local,
+    node: NodeOption = None,
+    ports: Annotated[
+        str | None, typer.Option("--ports", help="ports that are tried between nodes; ranks meet at the first")
+    ] = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     yes: YesOption = False,
@@ -148,6 +155,14 @@ def nccl(
         return
     if read is not None:
         _show(_judged(read, shown), shown, "nccl")
+        return
+    if launcher is not Launcher.local:
+        if any(given is not None for given in (python, pid, master, ranks)) or first_rank:
+            fail(
+                "--python, --pid, --master, --ranks and --first-rank belong to one node; --launcher gives them to each"
+            )
+        options: dict[str, Any] = {"cpu_only": cpu_only, "on_busy_gpu": on_busy_gpu, "stage_s": stage_seconds}
+        _show(run_on_nodes(node or (), options, ranks_per_node=here, ports=ports, shown=shown), shown, "cluster")
         return
     arguments = {
         "ranks": ranks,

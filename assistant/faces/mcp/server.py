@@ -121,8 +121,10 @@ def run_stdio(settings: Settings) -> None:
     build(door, lifespan=lifespan).run("stdio")
 
 
-def mount(app: FastAPI, shared: Shared) -> None:
-    """Mount streamable HTTP at ``/mcp``; the server stays in ``app.state.mcp``, where a later face may add to it.
+def mount(app: FastAPI, shared: Shared, *, make: Callable[[Door], MCPServer[Any]] | None = None) -> None:
+    """Mount streamable HTTP at ``/mcp``: the server that ``make`` builds, by default the assistant's own.
+
+    The server stays in ``app.state.mcp``, where a later face may add to it.
 
     Stateless unless ``server.mcp_sessions`` says otherwise, so that any replica answers any request. Routes are added
     one by one: a mounted application would answer ``/mcp`` with a redirect, which strict clients refuse.
@@ -132,7 +134,7 @@ def mount(app: FastAPI, shared: Shared) -> None:
 
     from assistant.faces.mcp.bearer import Bearer, metadata_route
 
-    server = app.state.mcp = build(HttpDoor(shared))
+    server = app.state.mcp = (make or build)(HttpDoor(shared))
     settings = shared.settings
     hosts = [name for host in shared.hosts for name in (host, f"{host}:*")]
     origins = [*settings["server.allowed_origins"], *shared.origins]

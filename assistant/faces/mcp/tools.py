@@ -12,7 +12,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import func_metadata
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
-from assistant.acting import enqueue, perform
+from assistant.acting import confirmed_or_ticket, enqueue, perform
 from assistant.faces.schemas import MOST_DEPTH, compact
 from assistant.readers import ReadersError
 from assistant.security.roles import ForbiddenError
@@ -101,12 +101,13 @@ class AssistantTool(Tool):
 
 
 class ActionTool(AssistantTool):
-    """One registered action."""
+    """One registered action. ``most`` is how many characters of a result are returned."""
 
     action: Any = None
+    most: int = MOST_RESULT
 
     @classmethod
-    def of(cls, action: Action, door: Door) -> AssistantTool:
+    def of(cls, action: Action, door: Door, **more: Any) -> AssistantTool:
         """The tool for ``action``; what touches a machine takes a confirmation besides its own arguments."""
         parameters = compact(action.input_schema())
         description = action.description
@@ -136,6 +137,7 @@ class ActionTool(AssistantTool):
             annotations=annotations,
             action=action,
             meta={"ui": {"resourceUri": VIEW}} if action.name in VIEWED else None,
+            **more,
         )
 
     async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
@@ -155,34 +157,43 @@ class ActionTool(AssistantTool):
                 runbooks=service.settings.text("runbooks_folder"),
                 server=service.server,
             )
-            return result(bounded(output.model_dump(mode="json")))
+            return result(bounded(output.model_dump(mode="json"), self.most))
         given = {key: value for key, value in arguments.items() if key != "confirm"}
         ticket = arguments.get("confirm")
-        if not ticket:
-            ticket = service.consents.ask(principal, action, given)
+        confirmed = confirmed_or_ticket(
+            service.consents,
+            principal,
+            action,
+            given,
+            str(ticket) if ticket else None,
+            face="mcp",
+            audit=service.audit,
+        )
+        if isinstance(confirmed, str):
             return result(
                 {
                     "needs_confirmation": True,
                     "would": action.title,
                     "effect": action.effect,
-                    "confirm": ticket,
+                    "confirm": confirmed,
                     "next": f"Ask the person. If they agree, call {action.name} again with the same arguments and confirm.",
                 }
             )
-        confirmed = service.consents.accept(principal, str(ticket), action, given)
         job = await service.in_thread(
             lambda: enqueue(
                 service.jobs, principal, action, given, face="mcp", confirmed=confirmed, audit=service.audit
             )
         )
-        return result(job_body(job))
+        return result(job_body(job, self.most))
 
 
 class JobTool(AssistantTool):
     """`get_job`: how a job goes, and its end on request."""
 
+    most: int = MOST_RESULT
+
     @classmethod
-    def made(cls, door: Door) -> AssistantTool:
+    def made(cls, door: Door, **more: Any) -> AssistantTool:
         """The tool."""
         return cls.declared(
             door,
@@ -205,6 +216,7 @@ class JobTool(AssistantTool):
                 "required": ["job", "state"],
             },
             annotations=ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False),
+            **more,
         )
 
     async def answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> CallToolResult:
@@ -224,7 +236,7 @@ class JobTool(AssistantTool):
             report(job.progress, job.doing)
             await asyncio.sleep(0.5)
             job = await service.job(principal, identifier)
-        return result(job_body(job))
+        return result(job_body(job, self.most))
 
 
 def _seconds(value: Any) -> float:
@@ -233,12 +245,12 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
-def job_body(job: Job) -> dict[str, Any]:
+def job_body(job: Job, most: int = MOST_RESULT) -> dict[str, Any]:
     """A job as a model needs it."""
     body: dict[str, Any] = {"job": job.id, "action": job.action, "state": job.state}
     if job.finished:
         if job.result is not None:
-            body["result"] = bounded(job.result) if isinstance(job.result, dict) else job.result
+            body["result"] = bounded(job.result, most) if isinstance(job.result, dict) else job.result
         if job.error:
             body["error"] = job.error
     else:
@@ -285,11 +297,11 @@ def _words(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def bounded(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The same data in at most :data:`MOST_RESULT` characters: the longest list is cut until it fits."""
+def bounded(body: Mapping[str, Any], most: int = MOST_RESULT) -> dict[str, Any]:
+    """The same data in at most ``most`` characters: the longest list is cut until it fits."""
     out: dict[str, Any] = json.loads(json.dumps(body, ensure_ascii=False, default=str))
     left_out = 0
-    while len(json.dumps(out, ensure_ascii=False)) > MOST_RESULT - 100:
+    while len(json.dumps(out, ensure_ascii=False)) > most - 100:
         place = _largest(out)
         if place is None:
             break

@@ -1,0 +1,64 @@
+"""What the commands that look at several nodes share: which nodes, the way to them, and progress."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from assistant.faces.cli.options import fail
+
+if TYPE_CHECKING:
+    from assistant.nodes.remote import RemoteTools
+
+T = TypeVar("T")
+
+NodeOption = Annotated[
+    list[str] | None,
+    typer.Option("--node", metavar="NAME", help="a target with node_tools; all of them unless given, may be repeated"),
+]
+
+
+def with_nodes(wanted: Sequence[str], least: int, work: Callable[[list[RemoteTools]], Awaitable[T]], deadline_s: float | None = None) -> T:  # fmt: skip
+    """Do ``work`` with the tools of the wanted nodes; ends the command in a sentence where there are too few."""
+    from assistant.fleet.naming import known_targets, policy_of
+    from assistant.nodes.known import nodes_of
+    from assistant.nodes.remote import RemoteTools
+    from assistant.settings import SettingsError, load
+    from tools import registry
+    from tools.outbound import Outbound
+
+    registry.discover()
+    try:
+        settings = load()
+        targets = known_targets(settings)
+        nodes = nodes_of(targets, wanted)
+    except SettingsError as error:
+        fail(str(error))
+    if len(nodes) < least:
+        fail(f"{len(nodes)} nodes are known and {least} are needed: give targets node_tools in the targets file (targets_file).")  # fmt: skip
+
+    @contextlib.asynccontextmanager
+    async def opened() -> AsyncIterator[list[RemoteTools]]:
+        async with Outbound(policy_of(settings, targets)) as out:
+            yield [RemoteTools(node, out) for node in nodes]
+
+    async def main() -> T:
+        async with opened() as tools, asyncio.timeout(deadline_s):
+            return await work(tools)
+
+    try:
+        return asyncio.run(main())
+    except TimeoutError:
+        fail(f"The nodes did not answer within {deadline_s:g} s; what ran there was cancelled.", 3)
+
+
+def progress(text: str) -> None:
+    """One line on a terminal that the next one replaces; nothing elsewhere."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text[:100]}")
+        sys.stderr.flush()
