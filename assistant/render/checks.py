@@ -26,7 +26,8 @@ def report_blocks(report: Report, catalog: Catalog, lang: Language, heading: str
     for check in sorted(report.checks, key=lambda c: _ORDER[c.status]):
         value = "" if check.value is None or f"{check.value}" in check.text else f"{check.value} {check.unit}".strip()
         tags = (catalog.word(f"status-{check.status}", lang),) if check.status not in ("ok", "skipped") else ()
-        body: list[Block] = [Text(check.text, "quiet" if check.status == "ok" else "plain")] if check.text else []
+        said = check.text and check.text != report.summary
+        body: list[Block] = [Text(check.text, "quiet" if check.status == "ok" else "plain")] if said else []
         if check.quote and check.quote not in check.text and check.quote not in value:
             body.append(Quotation(report.tool, check.quote))
         yield Item(f"{check.title}: {value}" if value else check.title, tags, tuple(body))
@@ -103,7 +104,11 @@ def fleet_blocks(fleet: Fleet, catalog: Catalog, lang: Language, *, full: bool =
             yield Item(node.name, (word("status-bad", lang),), body)
             continue
         worst = "bad" if node.count("bad") else "note" if node.count("note") else "ok"
-        rows = [row for row in node.checks if full or row.status == "bad" or (worst != "bad" and row.status == "note")]
+        rows = [
+            row
+            for row in node.checks
+            if full or row.status == "bad" or (worst != "bad" and row.status == "note") or row.id == "cluster.check"
+        ]
         lines = [
             f"{row.title}: {row.value} {row.unit}".rstrip() if row.value is not None else row.title for row in rows
         ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from tools.host.packages import canonical
 from tools.network.interfaces import Interface, candidates, interfaces
 from tools.pinned import source_address
-from tools.processes import PROC, Server, interpreter
+from tools.processes import PROC, Server, interpreter, servers
 from tools.registry import ActionError, Context, action
 from tools.sanity.choose import choose, find_server
 from tools.sanity.results import Asked, plain
@@ -57,7 +57,7 @@ async def describe_node(given: Asked, context: Context) -> NodeDescription:
 
 
 def _describe(pid: int | None) -> NodeDescription:
-    server = find_server(pid)
+    server = find_server(pid) if pid is not None else next(iter(servers()), None)  # of several, the oldest speaks
     environment: Mapping[str, str] = server.environment if server else os.environ
     rows = interfaces()
     usable = candidates(rows)

@@ -6,12 +6,15 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from assistant.faces.cli.nodes import progress, with_nodes
 from assistant.faces.cli.options import fail
+
+if TYPE_CHECKING:
+    from tools.registry import Action
 
 
 class Launcher(StrEnum):
@@ -67,6 +70,23 @@ def run_on_nodes(nodes: Sequence[str], options: Mapping[str, Any], *, ranks_per_
     finally:
         progress("")
     return judge(gathered, "zh" if lang == "zh" else "en")
+
+
+def run_on_node(name: str, action: Action, given: Mapping[str, Any], deadline_s: float | None) -> Any:
+    """The report of one action on one node, as the same action gives here."""
+    from assistant.nodes.remote import RemoteError
+
+    async def work(tools: Any) -> Any:
+        if action.effect == "reads":
+            return await tools[0].call(action.name, given, deadline_s=action.deadline_s)
+        return await tools[0].run(action.name, given, deadline_s=action.deadline_s + 30, on_progress=progress)
+
+    try:
+        return with_nodes([name], 1, work, deadline_s)
+    except RemoteError as error:
+        fail(str(error), 3)
+    finally:
+        progress("")
 
 
 def _agree(question: str, yes: bool) -> None:

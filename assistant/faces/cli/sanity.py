@@ -35,6 +35,11 @@ PythonOption = Annotated[
 DeadlineOption = Annotated[float | None, typer.Option("--deadline", min=1, help="seconds the whole may take")]
 
 
+NodeNameOption = Annotated[
+    str | None, typer.Option("--node", metavar="NAME", help="do it on the node of this target, by its tool server")
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """How the person wants the answer."""
@@ -61,6 +66,7 @@ def _shown(
 @app.command()
 def gpu(
     pid: PidOption = None,
+    node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     exit_code: ExitCodeOption = False,
@@ -68,7 +74,7 @@ def gpu(
     """Driver, memory and its holders, ECC, Xid events, clocks, links and topology of the GPUs."""
     import tools.gpu.check  # noqa: F401 (declares the action)
 
-    _act("check_gpu", {"pid": pid}, _shown(output, lang, exit_code), "gpu")
+    _act("check_gpu", {"pid": pid}, _shown(output, lang, exit_code), "gpu", node=node)
 
 
 @app.command()
@@ -78,6 +84,7 @@ def host(
     loads: Annotated[
         bool, typer.Option("--loads", help="also measure the disk under the model (reads up to 4 GiB)")
     ] = False,
+    node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     yes: YesOption = False,
@@ -88,17 +95,18 @@ def host(
     if loads:
         import tools.host.loading
 
-        _act("measure_loading", {"pid": pid, "model": model}, shown, "loading")
+        _act("measure_loading", {"pid": pid, "model": model}, shown, "loading", node=node)
         return
     import tools.host.check  # noqa: F401 (declares the action)
 
-    _act("check_host", {"pid": pid, "model": model}, shown, "host")
+    _act("check_host", {"pid": pid, "model": model}, shown, "host", node=node)
 
 
 @app.command()
 def network(
     pid: PidOption = None,
     hub: Annotated[bool, typer.Option("--hub/--no-hub", help="also try to reach the model hub")] = True,
+    node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     exit_code: ExitCodeOption = False,
@@ -106,7 +114,7 @@ def network(
     """The address vLLM will choose and why, the host name, interfaces, ports, proxies, hub and RDMA."""
     import tools.network.check  # noqa: F401 (declares the action)
 
-    _act("check_network", {"pid": pid, "hub": hub}, _shown(output, lang, exit_code), "network")
+    _act("check_network", {"pid": pid, "hub": hub}, _shown(output, lang, exit_code), "network", node=node)
 
 
 @app.command()
@@ -183,6 +191,7 @@ def nccl(
 def compile_(
     python: PythonOption = None,
     pid: PidOption = None,
+    node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     yes: YesOption = False,
@@ -191,7 +200,7 @@ def compile_(
     """Compile a small function with torch.compile, and read Inductor's error where it fails."""
     import tools.sanity.compiling  # noqa: F401 (declares the action)
 
-    _act("run_compile_test", {"python": python, "pid": pid}, _shown(output, lang, exit_code, yes), "compile")
+    _act("run_compile_test", {"python": python, "pid": pid}, _shown(output, lang, exit_code, yes), "compile", node=node)
 
 
 @app.command()
@@ -234,11 +243,24 @@ def capture(
 # --- carrying out -----------------------------------------------------------------------------------------------------
 
 
-def _act(name: str, arguments: dict[str, Any], shown: Shown, heading: str, target: str | None = None) -> None:
+def _act(
+    name: str,
+    arguments: dict[str, Any],
+    shown: Shown,
+    heading: str,
+    target: str | None = None,
+    node: str | None = None,
+) -> None:
     from tools.registry import get
 
     given = {key: value for key, value in arguments.items() if value is not None} | {"lang": shown.lang}
     action = get(name)
+    if node is not None:
+        from assistant.faces.cli.launching import run_on_node
+
+        _consent(action, given, shown)  # the node wants its own confirmation besides
+        _show(run_on_node(node, action, given, shown.deadline_s), shown, heading)
+        return
     policy, address = _reach(target)
     if address is not None:
         given["url"] = address
