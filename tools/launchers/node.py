@@ -57,7 +57,8 @@ async def describe_node(given: Asked, context: Context) -> NodeDescription:
 
 
 def _describe(pid: int | None) -> NodeDescription:
-    server = find_server(pid) if pid is not None else next(iter(servers()), None)  # of several, the oldest speaks
+    # Of several servers here, the one with the lowest number speaks for the node.
+    server = find_server(pid) if pid is not None else min(servers(), key=lambda s: s.main.pid, default=None)
     environment: Mapping[str, str] = server.environment if server else os.environ
     rows = interfaces()
     usable = candidates(rows)
