@@ -60,7 +60,7 @@ format: install ## what ruff can mend
 	$(BIN)/ruff format .
 
 verify: install ## slow tests, real server, PostgreSQL, short fuzz, wheel (at most 60 minutes)
-	@$(BIN)/python scripts/verify.py --seconds $(VERIFY_SECONDS)
+	@$(BIN)/python scripts/verify.py --seconds $(VERIFY_SECONDS) $(if $(EXTENDED),--extended)
 
 endure: install ## long fuzz, soak and kill runs, by hand
 	@$(BIN)/python scripts/verify.py --endure --seconds $(ENDURE_SECONDS)

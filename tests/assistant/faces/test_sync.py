@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "knowledge" / "sync"))
@@ -21,6 +22,7 @@ def tables() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (ROOT / "vllm").glob("*.json")}
 
 
+@pytest.mark.slow
 def test_a_release_from_a_wheel_is_compared_with_the_newest_one(tmp_path: Path) -> None:
     before = tables()
     wheel = releases.as_wheel(releases.by_fields(tmp_path / "r"), tmp_path / "vllm-9.9.0-py3-none-any.whl")
