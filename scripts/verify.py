@@ -245,7 +245,7 @@ VERIFY = [
         pytest_step("slow and not postgres and not endure", "tests/assistant/store", "tests/tools/logs"),
         60,
     ),
-    Step("PostgreSQL", pytest_step("postgres and not lab and not endure"), 60),
+    Step("PostgreSQL", pytest_step("postgres and not lab and not endure", "tests/assistant/store"), 60),
     Step("real vLLM server", lambda seconds: laboratory(seconds, paths=("tests/lab/test_captures.py",)), 300),
 ]
 #: What passes test by test but has not run as a step on such a machine yet: `make verify EXTENDED=1` runs it as well.
@@ -261,6 +261,11 @@ EXTENDED = [
             "--ignore=tests/assistant/alerts/test_shipped.py",
         ),
         120,
+    ),
+    Step(
+        "replicas",
+        pytest_step("(postgres or slow) and not lab and not endure", "tests/assistant/faces/test_replicas.py"),
+        180,
     ),
     Step("pages in a browser", browser, 120),
     Step("manifests", script_step("manifests.py"), 60),
