@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,8 @@ _PAIR = " "
 
 
 Kind = Literal["cause", "section", "site"]
+#: In the order in which they are shown.
+KINDS: tuple[Kind, ...] = ("cause", "section", "site")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,13 @@ class Retriever:
                 break
             hits.setdefault(self._entries[number].id, self._hit(number, score, language))
         return list(hits.values())
+
+    def search_kinds(self, query: str, limit: int = 5, language: str = "") -> Iterator[tuple[Kind, list[Hit]]]:
+        """The best hits of each kind that has any, causes first, without what is noise beside the best of its kind."""
+        for kind in KINDS:
+            hits = self.search(query, limit, language, kind=kind)
+            if hits:
+                yield kind, [hit for hit in hits if hit.score >= hits[0].score * LEAST_SHARE]
 
     def _respelled(self, terms: list[tuple[str, float]]) -> list[tuple[str, float]]:
         """Words that stand nowhere are replaced by those that are written nearly so."""

@@ -61,18 +61,14 @@ def retriever(folder: str = "") -> Retriever:
 
 def search(query: str, language: str | None, limit: int, folder: str = "") -> list[Found]:
     """The best hits of every kind. Raises ``OSError`` where ``folder`` cannot be read."""
-    from knowledge.retrieve import LEAST_SHARE
     from knowledge.text import language_of
     from tools.redaction import clean
 
     words = clean(query)
     wanted = language or language_of(words)
     found: list[Found] = []
-    for kind in ("cause", "section", "site"):
-        hits = retriever(folder).search(words, limit, wanted, kind=kind)
+    for kind, hits in retriever(folder).search_kinds(words, limit, wanted):
         for hit in hits:
-            if hit.score < hits[0].score * LEAST_SHARE:
-                continue
             uri = f"vllm-kb://causes/{hit.id}" if kind == "cause" else None
             if kind == "section":
                 uri = f"vllm-kb://documents/{wanted}/{hit.id.partition('#')[0]}"

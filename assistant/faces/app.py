@@ -21,11 +21,12 @@ from assistant.faces.http.api import mount as mount_api
 from assistant.faces.http.guard import Guard
 from assistant.faces.http.observed import Observed, observing
 from assistant.faces.http.observed import mount as mount_metrics
+from assistant.faces.http.problems import TooOftenError
 from assistant.faces.mcp.server import mount as mount_mcp
 from assistant.faces.slack.http import mount as mount_slack
 from assistant.faces.web.mount import mount as mount_web
 from assistant.observability import Metrics
-from assistant.security.authentication import Authenticator
+from assistant.security.authentication import ANONYMOUS, Authenticator
 from assistant.security.limiter import Limiter
 from assistant.service import Service, opened
 from assistant.telemetry import tracing_of
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from assistant.alerts.channels import Channel
     from assistant.alerts.desk import Desk
     from assistant.security.oauth import Issuer
+    from assistant.security.roles import Principal
     from assistant.settings import Settings
     from assistant.telemetry import Tracing
 
@@ -94,6 +96,17 @@ class Shared:
                 issuer=_issuer(self),
             )
         return self._authenticator
+
+    async def admit(self, authorization: str | None, address: str) -> Principal:
+        """Who sends a request, counted against how often they may ask; one door for the API and MCP.
+
+        Raises ``UnauthenticatedError``, :class:`TooOftenError` and ``StoreError``.
+        """
+        principal = await self.authenticator.who(authorization)
+        wait_s = self.limiter.take(address if principal.id == ANONYMOUS.id else principal.id)
+        if wait_s is not None:
+            raise TooOftenError(wait_s)
+        return principal
 
     def url(self, path: str) -> str:
         """The address of ``path`` as people outside reach it."""

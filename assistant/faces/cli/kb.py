@@ -26,7 +26,7 @@ def search(
     from assistant.faces.cli.options import fail
     from assistant.settings import load_what_works
     from knowledge.documents import site_sections
-    from knowledge.retrieve import LEAST_SHARE, Retriever
+    from knowledge.retrieve import Retriever
     from knowledge.text import language_of
 
     configured = load_what_works()[0].text("runbooks_folder")
@@ -39,12 +39,9 @@ def search(
     known = catalogue()
     retriever = Retriever(known, site=site)
     anything = False
-    for kind in ("cause", "section", "site"):
-        hits = retriever.search(text, limit, language, kind=kind)
-        hits = [hit for hit in hits if hit.score >= hits[0].score * LEAST_SHARE]
-        if hits:
-            typer.echo(("\n" if anything else "") + known.word(f"heading-found-{kind}", language))
-            anything = True
+    for kind, hits in retriever.search_kinds(text, limit, language):
+        typer.echo(("\n" if anything else "") + known.word(f"heading-found-{kind}", language))
+        anything = True
         for hit in hits:
             typer.echo(f"  {hit.id:38} {hit.title}")
     if not anything:

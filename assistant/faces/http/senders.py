@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
-from assistant.faces.http.problems import TooOftenError
 from assistant.security.roles import Principal
 
 _SCHEME = HTTPBearer(
@@ -18,13 +17,9 @@ _SCHEME = HTTPBearer(
 
 
 async def sender(request: Request, _: Annotated[object, Security(_SCHEME)]) -> Principal:
-    """The principal; raises ``UnauthenticatedError`` and :class:`TooOftenError`."""
-    shared = request.app.state.shared
-    principal: Principal = await shared.authenticator.who(request.headers.get("authorization"))
+    """The principal; raises ``UnauthenticatedError`` and ``TooOftenError``."""
     address = request.client.host if request.client else "unknown"
-    wait_s = shared.limiter.take(address if principal.id == "anonymous" else principal.id)
-    if wait_s is not None:
-        raise TooOftenError(wait_s)
+    principal: Principal = await request.app.state.shared.admit(request.headers.get("authorization"), address)
     request.state.principal = principal
     return principal
 

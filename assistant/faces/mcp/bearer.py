@@ -30,25 +30,25 @@ class Bearer:
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """One request, as ASGI wants it."""
+        from assistant.faces.http.problems import TooOftenError
         from assistant.store.database import StoreError
 
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"authorization")
         try:
-            principal = await self._shared.authenticator.who(None if given is None else given.decode("latin-1"))
+            header = None if given is None else given.decode("latin-1")
+            principal = await self._shared.admit(header, _address(scope))
         except UnauthenticatedError as error:
             await _answer(401, str(error), {"WWW-Authenticate": error.challenge(self._shared.url(METADATA))})(
                 scope, receive, send
             )
             return
+        except TooOftenError as error:
+            later = {"Retry-After": str(error.wait_s)}
+            await _answer(429, "Too many requests; wait and send them again.", later)(scope, receive, send)
+            return
         except StoreError as error:
             await _answer(503, str(error), {"Retry-After": "5"})(scope, receive, send)
-            return
-        wait_s = self._shared.limiter.take(principal.id if principal.id != "anonymous" else _address(scope))
-        if wait_s is not None:
-            await _answer(429, "Too many requests; wait and send them again.", {"Retry-After": str(wait_s)})(
-                scope, receive, send
-            )
             return
         scope.setdefault("state", {})["principal"] = principal
         # Whose session this is, where sessions are kept: another sender's request for it then finds none.
