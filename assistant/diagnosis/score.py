@@ -78,6 +78,7 @@ class Order:
     names: frozenset[str]  # all that is there, to pass quickly over what cannot be true
     first_root: int | None  # order of the first failure that can be a root
     unrecognised: int | None  # order of the first failure that no message knows
+    request_factor: float = 1.0  # what refused requests weigh, by their share of all
 
     def place(self, message: str, item: Evidence, kind: str) -> float:
         """The weight of one message for its place among the failures."""
@@ -104,6 +105,7 @@ def order_of(facts: Facts, catalog: Catalog) -> Order:
         facts.names(),
         min(roots, default=None),
         unknown.origin.order if unknown is not None and unknown.state == "present" else None,
+        _request_factor(facts),
     )
 
 
@@ -119,9 +121,7 @@ def _request_factor(facts: Facts) -> float:
     return 1.0
 
 
-def _points(
-    signal: Signal, support: tuple[Evidence, ...], order: Order, catalog: Catalog, request_factor: float
-) -> float:
+def _points(signal: Signal, support: tuple[Evidence, ...], order: Order, catalog: Catalog) -> float:
     """What a true signal is worth: by the best placed of the failures it rests on; requests by their share."""
     places = []
     factor = 1.0
@@ -134,7 +134,7 @@ def _points(
         if message.kind in _FAILING:
             places.append(order.place(message.id, item, message.kind))
         elif message.kind == "request" and item.count > SINGULAR:
-            factor = min(factor, request_factor)
+            factor = min(factor, order.request_factor)
     return POINTS[signal.weight] * signal.share * (max(places) if places else 1.0) * factor
 
 
@@ -158,7 +158,6 @@ def weigh(
     ``more`` are signals that do not stand in the cause's file: those of known defects of this version.
     """
     reasons: list[Reason] = []
-    request_factor = _request_factor(facts)
     for signal in (*cause.signals, *more):
         if signal.when is None:
             points = likeness_points(likeness)
@@ -172,7 +171,7 @@ def weigh(
             continue
         if hidden and any(e.name[8:] in hidden for e in found.support if e.name.startswith("message:")):
             continue
-        points = _points(signal, found.support, order, catalog, request_factor)
+        points = _points(signal, found.support, order, catalog)
         if points > 0:
             reasons.append(Reason(signal, points, found.support))
     reasons.sort(key=lambda r: -r.points)
@@ -186,7 +185,7 @@ def weigh(
             heaviest.setdefault(group, reason)
     support = sum(r.points * (DIMINISHING[i] if i < len(DIMINISHING) else 0.0) for i, r in enumerate(counted))
     differs = _phase_differs(cause, facts, counted)
-    excluded = next((e for e in cause.ruled_out if judge(e.when, facts).truth is True), None)
+    excluded = next((e for e in cause.ruled_out if judge(e.when, facts).truth is True), None) if support > 0 else None
     return Candidate(cause, support * (OTHER_PHASE if differs else 1.0), tuple(counted), likeness, differs, excluded)
 
 

@@ -6,7 +6,8 @@ A condition that cannot be decided is ``None`` and stays ``None`` under ``not``;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,10 @@ class Judgement:
 
     truth: Truth
     support: tuple[Evidence, ...] = ()
+
+
+_FALSE, _UNKNOWN = Judgement(False), Judgement(None)
+_COMPARISONS = {"at_most": operator.le, "at_least": operator.ge, "above": operator.gt, "below": operator.lt}
 
 
 @dataclass(slots=True)
@@ -124,7 +129,7 @@ def judge(condition: Condition, facts: Facts) -> Judgement:
     """Decides a condition. Unknown tests raise ``KeyError``: the checker refuses them before they get here."""
     ((key, test),) = condition.items()
     if key == "all":
-        return _all([judge(part, facts) for part in test])
+        return _all(test, facts)
     if key == "any":
         parts = [judge(part, facts) for part in test]
         true = [p for p in parts if p.truth is True]
@@ -140,20 +145,24 @@ def judge(condition: Condition, facts: Facts) -> Judgement:
         found = facts.messages.get(test)
         if found:
             return Judgement(True, tuple(found))
-        return Judgement(False if facts.exhaustive else None)
+        return _FALSE if facts.exhaustive else _UNKNOWN
     if key == "said":
         said = facts.said.get(test)
         if said is not None:
             return Judgement(True, (said,))
-        return Judgement(False if facts.has_text else None)
+        return _FALSE if facts.has_text else _UNKNOWN
     return _compare(key, test, facts)
 
 
-def _all(parts: list[Judgement]) -> Judgement:
-    if any(p.truth is False for p in parts):
-        return Judgement(False)
+def _all(conditions: Sequence[Condition], facts: Facts) -> Judgement:
+    parts = []
+    for condition in conditions:
+        part = judge(condition, facts)
+        if part.truth is False:
+            return _FALSE
+        parts.append(part)
     if any(p.truth is None for p in parts):
-        return Judgement(None)
+        return _UNKNOWN
     return Judgement(True, tuple(e for p in parts for e in p.support))
 
 
@@ -166,10 +175,10 @@ def _after(late: Judgement, early: Judgement) -> Judgement:
         return Judgement(False if False in (late.truth, early.truth) else None)
     sources = {item.origin.source for item in (*late.support, *early.support)}
     if len(sources) != 1:
-        return Judgement(None)
+        return _UNKNOWN
     begins = max(item.origin.order for item in late.support)
     if begins <= max(max(item.last, item.origin.order) for item in early.support):
-        return Judgement(False)
+        return _FALSE
     return Judgement(True, late.support + early.support)
 
 
@@ -179,12 +188,12 @@ def _compare(name: str, tests: Mapping[str, Any], facts: Facts) -> Judgement:
         if item is None:
             return Judgement(bool(tests["absent"]) if facts.exhaustive else None)
         if item.state == "unknown":
-            return Judgement(None)
+            return _UNKNOWN
         return Judgement((item.state == "absent") == bool(tests["absent"]), (item,))
     if item is None or item.state == "unknown":
-        return Judgement(None)
+        return _UNKNOWN
     if item.state == "absent":
-        return Judgement(False)
+        return _FALSE
     truth = all(_test(kind, item.value, wanted) for kind, wanted in tests.items())
     return Judgement(truth, (item,) if truth else ())
 
@@ -202,13 +211,7 @@ def _test(kind: str, value: Any, wanted: Any) -> bool:
         number = float(value)
     except (TypeError, ValueError):
         return False
-    limit = float(wanted)
-    return {
-        "at_most": number <= limit,
-        "at_least": number >= limit,
-        "above": number > limit,
-        "below": number < limit,
-    }[kind]
+    return bool(_COMPARISONS[kind](number, float(wanted)))
 
 
 def _same(value: Any, wanted: Any) -> bool:

@@ -14,6 +14,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 
+import re2
+
 from tools.evidence import Origin
 from tools.logs.facts import Facts
 from tools.redaction import clean, redact
@@ -36,13 +38,13 @@ _KEY = re.compile(
 )
 _ITEM = re.compile(r"^([ \t]*)-[ \t]+(.*)$")
 _FLOW = re.compile(r"\"((?:[^\"\\]|\\.){0,2000})\"|'((?:[^']|''){0,2000})'|([^\s,\[\]\"'][^,\[\]]{0,400})")
-_KUBERNETES = re.compile(r"^[ \t]*(?:containers|apiVersion|initContainers):|^[ \t]*kind:[ \t]*(?:Pod|Deployment|StatefulSet|Infer|Ray|Leader)", re.M)  # fmt: skip
+_KUBERNETES = re2.compile(r"(?m)^[ \t]*(?:containers|apiVersion|initContainers):|^[ \t]*kind:[ \t]*(?:Pod|Deployment|StatefulSet|Infer|Ray|Leader)")  # fmt: skip
 _HINTS = (
-    ("kubernetes", re.compile(r"^\[?pod/[\w.-]+|^[ \t]*Normal[ \t]+Scheduled\b|\bkubectl (?:logs|describe|get)\b", re.M)),
-    ("compose", re.compile(r"^[\w.-]{1,60}[-_]\d{1,3}[ \t]+\| |\bdocker[ -]compose (?:up|logs|run)\b", re.M)),
-    ("systemd", re.compile(r"^\w{3} [ \d]\d [\d:]{8} [\w.-]+ vllm[\w@.-]*\[\d+\]: |\b(?:systemctl|journalctl) ", re.M)),
+    ("kubernetes", re2.compile(r"(?m)^\[?pod/[\w.-]+|^[ \t]*Normal[ \t]+Scheduled\b|\bkubectl (?:logs|describe|get)\b")),
+    ("compose", re2.compile(r"(?m)^[\w.-]{1,60}[-_]\d{1,3}[ \t]+\| |\bdocker[ -]compose (?:up|logs|run)\b")),
+    ("systemd", re2.compile(r"(?m)^\w{3} [ \d]\d [\d:]{8} [\w.-]+ vllm[\w@.-]*\[\d+\]: |\b(?:systemctl|journalctl) ")),
 )  # fmt: skip
-_CALL = re.compile(r"\bLLM\(\s*(?=[\"'\w])")
+_CALL = re2.compile(r"\b(LLM\(\s*)[\"'\w]")
 _LORA = re.compile(r"LoRAModulePath\(name=('[^']{1,200}'), path=('[^']{1,400}')")
 _SECRET_OPTION = re.compile(
     r"(?i)((?:--(?:api[-_]key|hf[-_]token|[\w-]*(?:password|secret|token))[= ]+|\b[A-Z_]*(?:TOKEN|API_KEY|SECRET|PASSWORD)=)[\"']?)(?![\"']?\$)[^\s\"'$]{1,400}"
@@ -211,7 +213,8 @@ def _read_call(facts: Facts, text: str, source: str) -> None:
     at = _CALL.search(text)
     if at is None:
         return
-    body = ",".join(_split(text[at.end() : at.end() + LONGEST_COMMAND]))
+    began = at.end(1)
+    body = ",".join(_split(text[began : began + LONGEST_COMMAND]))
     try:
         call = ast.parse(f"f({body})", mode="eval").body
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -224,8 +227,8 @@ def _read_call(facts: Facts, text: str, source: str) -> None:
     number = text.count("\n", 0, at.start()) + 1
     origin = Origin(source, number, None, None, number)
     kept = {name: "***" if _is_secret(name, value) else value for name, value in values.items()}
-    facts.state("server.arguments", redact(clean(json.dumps(kept, ensure_ascii=False))), origin, at.group(0), keep=True)
-    facts.state("server.launch", "python", origin, at.group(0), keep=True)
+    facts.state("server.arguments", redact(clean(json.dumps(kept, ensure_ascii=False))), origin, at.group(1), keep=True)
+    facts.state("server.launch", "python", origin, at.group(1), keep=True)
 
 
 def banner_arguments(text: str) -> dict[str, object]:

@@ -135,6 +135,8 @@ class Prefixes:
 
 def _in_layers(text: str) -> Prefix:
     prefix = Prefix()
+    if text[:1] == " " and _SRUN.match(text) is None:
+        return prefix  # a line of a traceback or of a listing: every other layer begins with its own first character
     at = _outer_layers(text, prefix)
     at = _process_layers(text, prefix, at)
     at = _level_layer(text, prefix, at)
