@@ -34,20 +34,18 @@ class Audit:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Add one line; secrets in ``target`` and ``detail`` are removed."""
-        with self._database.write() as connection:
-            connection.execute(
-                sa.insert(AUDIT).values(
-                    at=self._database.clock(connection),
-                    who=plain_text(who, 200),
-                    role=role,
-                    face=face,
-                    did=plain_text(did, 200),
-                    effect=effect,
-                    target=None if target is None else plain_text(redact(target), 2000),
-                    outcome=outcome,
-                    detail=_detail(detail or {}),
-                )
-            )
+        line = sa.insert(AUDIT).values(
+            at=self._database.now_ms,
+            who=plain_text(who, 200),
+            role=role,
+            face=face,
+            did=plain_text(did, 200),
+            effect=effect,
+            target=None if target is None else plain_text(redact(target), 2000),
+            outcome=outcome,
+            detail=_detail(detail or {}),
+        )
+        self._database.together(lambda connection: connection.execute(line).close())
 
     def recent(self, limit: int = 100, who: str | None = None) -> list[dict[str, Any]]:
         """The newest lines first."""

@@ -13,10 +13,12 @@ import json
 import math
 import os
 import sqlite3
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -26,6 +28,30 @@ from assistant.settings import Settings, state_folder
 
 _SQLITE_NOW = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
 _POSTGRES_NOW = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+#: Pieces of work that share a transaction at most.
+_MOST_TOGETHER = 64
+Result = TypeVar("Result")
+
+
+class _Work:
+    """A piece of work that waits for its transaction; ``done`` says that ``result`` or ``error`` is final."""
+
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[sa.Connection], Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def do(self, connection: sa.Connection) -> None:
+        try:
+            self.result = self.work(connection)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 class StoreError(Exception):
@@ -50,6 +76,8 @@ class Database:
         self.observer: Callable[[str, float, bool], None] | None = None
         self.is_postgres = self.url.get_backend_name() == "postgresql"
         self._engine = self._postgres() if self.is_postgres else self._sqlite()
+        self._turn = threading.Lock()
+        self._waiting: deque[_Work] = deque()
 
     @property
     def path(self) -> Path | None:
@@ -73,8 +101,52 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that is committed when the block ends well. Raises :class:`StoreError`."""
-        with self._in_words("write"), self._engine.begin() as connection:
+        with self._in_words("write"), self._our_turn(), self._engine.begin() as connection:
             yield connection
+
+    def together(self, work: Callable[[sa.Connection], Result]) -> Result:
+        """What ``work`` returns, committed. Raises :class:`StoreError` and what ``work`` raises.
+
+        Where a file has one writer at a time and each commit waits for the disk, those who wait meanwhile are done in
+        one transaction by the next of them: its savepoints keep them apart, its commit is everybody's.
+        """
+        if self.is_postgres:
+            with self.write() as connection:
+                return work(connection)
+        mine = _Work(work)
+        self._waiting.append(mine)
+        with self._in_words("write"):
+            try:
+                with self._our_turn():
+                    while not mine.done:
+                        self._do_waiting()
+            except BaseException:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(mine)
+                raise
+            if mine.error is not None:
+                raise mine.error
+        found: Result = mine.result
+        return found
+
+    def _do_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
+        try:
+            with self._engine.begin() as connection:
+                for item in batch:
+                    # Its own error is raised where the work came from; what the rollback adds to it says less.
+                    with contextlib.suppress(Exception), _apart(connection, alone=len(batch) == 1):
+                        item.do(connection)
+                if len(batch) == 1 and batch[0].error is not None:
+                    raise batch[0].error
+        except BaseException as error:
+            for item in batch:
+                item.error = item.error or error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for item in batch:
+                item.done = True
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -92,6 +164,20 @@ class Database:
     def close(self) -> None:
         """Close all connections; the next use opens new ones."""
         self._engine.dispose()
+
+    @contextlib.contextmanager
+    def _our_turn(self) -> Iterator[None]:
+        """One writer of this process at a time: SQLite has one place anyway, and whoever finds it taken sleeps there
+        for up to 100 ms between two looks."""
+        if self.is_postgres:
+            yield
+            return
+        if not self._turn.acquire(timeout=self.timeout_s):
+            raise sqlite3.OperationalError("database is locked")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     @contextlib.contextmanager
     def _in_words(self, kind: str) -> Iterator[None]:
@@ -156,6 +242,11 @@ class Database:
             raise StoreError(
                 "PostgreSQL needs the package psycopg; install vllm-diagnose with its extra postgres."
             ) from None
+
+
+def _apart(connection: sa.Connection, *, alone: bool) -> contextlib.AbstractContextManager[Any]:
+    """A savepoint, where others share the transaction."""
+    return contextlib.nullcontext() if alone else connection.begin_nested()
 
 
 def open_database(settings: Settings) -> Database:

@@ -72,18 +72,13 @@ class Incidents:
         """Keep a new incident and return its id, which nobody can guess."""
         incident = secrets.token_hex(10)
         values = _columns(incident, 1, diagnosis, evidence)
-        with self._database.write() as connection:
+        values |= {"question": plain_text(question, _MAX_QUESTION), "saved_by": plain_text(saved_by, 200)}
+
+        def insert(connection: sa.Connection) -> None:
             now = self._database.clock(connection)
-            connection.execute(
-                sa.insert(INCIDENTS).values(
-                    id=incident,
-                    created_at=now,
-                    updated_at=now,
-                    question=plain_text(question, _MAX_QUESTION),
-                    saved_by=plain_text(saved_by, 200),
-                    **values,
-                )
-            )
+            connection.execute(sa.insert(INCIDENTS).values(id=incident, created_at=now, updated_at=now, **values))
+
+        self._database.together(insert)
         return incident
 
     def get(self, incident: str) -> Incident:
