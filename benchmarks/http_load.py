@@ -125,7 +125,10 @@ def main() -> None:
             check=True,
         )
         token = made.stdout.strip()
-        listener = socket.create_server(("127.0.0.1", 0))
+        # The protocol is named, because asyncio sets TCP_NODELAY only where it is.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)
         beside = multiprocessing.get_context("fork").Process(target=empty, args=(listener,), daemon=True)
         beside.start()
         errors = Path(folder) / "err"

@@ -63,7 +63,6 @@ def serve(
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(settings.number("server.stop_s")),
             http=PatientProtocol,
-            h11_max_incomplete_event_size=64 * 1024,
         ),
         application.state.shared,
     )

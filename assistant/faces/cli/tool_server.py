@@ -29,6 +29,7 @@ def tool_server(
     from assistant.faces.app import create_app
     from assistant.faces.cli.serve import _listen
     from assistant.faces.mcp.node import mount_node
+    from assistant.faces.patience import PatientProtocol
     from assistant.settings import SettingsError, load, override
     from knowledge.errors import KnowledgeError
 
@@ -66,7 +67,7 @@ def tool_server(
             server_header=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=int(settings.number("server.stop_s")),
-            h11_max_incomplete_event_size=64 * 1024,
+            http=PatientProtocol,
             ssl_certfile=tls_cert,
             ssl_keyfile=tls_key,
         )

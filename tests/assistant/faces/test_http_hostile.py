@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -148,6 +149,20 @@ def test_slow_heads_are_hung_up_on_and_do_not_keep_others_out(tmp_path: Path, mo
         wires = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
         for wire in wires:
             wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:  # blank lines behind an answer
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            answer = b""
+            while not answer.endswith(b"ok\n"):
+                answer += wire.recv(4096)
+            wire.sendall(b"\r\n")
+            assert wire.recv(100) == b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:  # a head without an end
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
+            with contextlib.suppress(OSError):
+                for _ in range(64):
+                    wire.sendall(b"a" * 64 * 1024)
+            with contextlib.suppress(ConnectionResetError):
+                assert b" 400 " in wire.recv(4096)
         assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=10).status_code == 200
         ended = 0
         for wire in wires:
