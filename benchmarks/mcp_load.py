@@ -55,12 +55,18 @@ def served(folder: str) -> Iterator[tuple[str, int]]:
         "VLLM_DIAGNOSE_SERVER_ANONYMOUS": "viewer",
         "VLLM_DIAGNOSE_SERVER_REQUESTS_PER_MINUTE": "1000000",
     }
-    with subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    errors = Path(folder) / "serve.log"
+    with (
+        errors.open("w") as stream,  # a pipe that nobody reads would stop the server when it is full
+        subprocess.Popen([*COMMAND, "serve", "--port", "0"], env=environment, stderr=stream) as process,
+    ):
         try:
-            assert process.stderr is not None
-            found = re.search(r"http://\S+", process.stderr.readline())
+            found = None
+            for _ in range(600):
+                found = re.search(r"http://\S+", errors.read_text())
+                if found:
+                    break
+                time.sleep(0.1)
             assert found is not None
             until = time.monotonic() + 60
             while time.monotonic() < until:
