@@ -163,6 +163,7 @@ class _Answer:
         """A person who describes trouble over a healthy log has trouble: silence of the log is no all-clear."""
         said = self.facts.said
         trouble = any("incident.kind" in self.catalog.meanings.get(concept, ()) for concept in said)
+        trouble = trouble or "trouble" in said or "rejected" in said
         return trouble and "works-fine" not in said and "may-i-ignore" not in said
 
     def _findings(self, verdict: Verdict) -> tuple[Finding, ...]:

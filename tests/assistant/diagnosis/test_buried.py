@@ -141,3 +141,18 @@ def test_a_bare_killed_is_the_cause_only_where_nothing_failed_before() -> None:
     ])  # fmt: skip
     assert diagnose(alone).causes[0].id == "memory/host-ram-exhausted"
     assert diagnose(after).causes[0].id == "memory/no-room-for-kv-cache"
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict"),
+    [
+        ("clients get errors now and then", "unknown"),
+        ("用户偶尔反馈报错", "unknown"),
+        ("we were paged for this one", "unknown"),
+        ("is this log fine?", "healthy"),
+        ("everything works fine, may I ignore the timeouts of last week?", "healthy"),
+    ],
+)
+def test_a_clean_log_is_no_all_clear_for_who_has_trouble(words: str, verdict: str) -> None:
+    log = LogInput(name="server.log", data="\n".join([READY, *FLOWING]).encode())
+    assert ENGINE.diagnose(read_case(ENGINE.catalog, text=words, logs=[log])[0]).verdict == verdict
