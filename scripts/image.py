@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ USER = "65532"
 _INSIDE = """
 set -e
 mount --make-rprivate /
+[ -z "${BASE-}" ] || mount --bind "$BASE" "$REACHABLE"
 mount --bind / / && mount -o remount,bind,ro /
 for place in $(awk '$5 != "/" && $5 !~ "^/(proc|sys|dev)" {print $5}' /proc/self/mountinfo); do
   mount -o remount,bind,ro "$place" 2>/dev/null || true
@@ -61,6 +63,25 @@ def build(folder: Path) -> Path:
     return place / "bin" / "vllm-diagnose"
 
 
+def make_reachable(folder: Path, place: Path) -> dict[str, str]:
+    """An interpreter that only its owner can reach (below /root, say) is shown in the namespace at another place.
+
+    Returns the environment that says so.
+    """
+    base = Path(sys.base_prefix)
+    if all(parent.stat().st_mode & 0o001 for parent in (base, *base.parents)):
+        return {}
+    shown, program = folder / "python", Path(sys.executable).resolve().name
+    shown.mkdir()
+    settings = place / "pyvenv.cfg"
+    settings.write_text(re.sub(r"(?m)^home = .*$", f"home = {shown / 'bin'}", settings.read_text("utf-8")), "utf-8")
+    for link in (place / "bin").glob("python*"):
+        if link.is_symlink() and link.readlink().is_absolute():
+            link.unlink()
+            link.symlink_to(shown / "bin" / program)
+    return {"BASE": str(base), "REACHABLE": str(shown), "LD_LIBRARY_PATH": str(shown / "lib")}
+
+
 def inside(folder: Path, *command: str) -> list[str]:
     """``command`` as the image runs it."""
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", _INSIDE, "inside", *command]
@@ -82,7 +103,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def enter(folder: Path, program: Path) -> None:
     """The entry point: read-only root, no capability, no root."""
-    env = environment(folder)
+    env = environment(folder) | make_reachable(folder, program.parent.parent)
     probe = "import os; s = open('/proc/self/status').read(); print(os.getuid(), 'CapEff:\\t0000000000000000' in s)\n"
     probe += f"try: open({str(program.parent / 'x')!r}, 'w')\nexcept OSError as e: print(e.errno)"
     said = subprocess.run(
@@ -108,7 +129,7 @@ def serve(folder: Path, program: Path, env: dict[str, str]) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = inside(folder, str(program), "serve", "--port", str(port))
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(command, env=env) as process:
         try:
             until = time.monotonic() + 90
             while True:
@@ -117,10 +138,15 @@ def serve(folder: Path, program: Path, env: dict[str, str]) -> None:
                     break
                 except (urllib.error.URLError, OSError) as error:
                     if time.monotonic() > until or process.poll() is not None:
-                        raise SystemExit(f"the server is not ready: {error}") from None
+                        raise SystemExit(f"the server is not ready: {error}; see above") from None
                     time.sleep(0.2)
         finally:
-            process.kill()  # and with it everything in its process namespace
+            # The first process of the namespace takes the others with it. It would not follow unshare by itself: whoever
+            # changes its user forgets the signal that its parent's death was to send.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("ascii").split()
+            for child in children:
+                os.kill(int(child), signal.SIGKILL)
+            process.kill()
     print("passed: the server is ready there")
 
 
