@@ -49,6 +49,10 @@ class PatientProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
         self._wait()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A field was read; blanks around its value are no part of it (RFC 9110, section 5.5), which the parser leaves."""
+        super().on_header(name, value.strip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """The head of a request was read; from here on others keep the time."""
         self._in_head = False

@@ -18,6 +18,7 @@ import uvicorn
 
 from assistant.faces.app import create_app
 from assistant.faces.cli.serve import _listen
+from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
@@ -88,7 +89,7 @@ def serving(folder: Path, settings_given: dict[str, str]) -> Iterator[httpx.Clie
     database.close()
     listener = _listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), http=PatientProtocol, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait(lambda: server.started, 120)

@@ -156,6 +156,10 @@ def test_slow_heads_are_hung_up_on_and_do_not_keep_others_out(tmp_path: Path, mo
                 answer += wire.recv(4096)
             wire.sendall(b"\r\n")
             assert wire.recv(100) == b""
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:  # blanks behind a value, as allowed
+            blanks = b"GET /v1/runbooks HTTP/1.1\r\nHost: 127.0.0.1  \r\nAuthorization:  Bearer  nonsense \t\r\n\r\n"
+            wire.sendall(blanks)
+            assert b" 401 " in wire.recv(4096)
         with socket.create_connection(("127.0.0.1", port), timeout=10) as wire:  # a head without an end
             wire.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: ")
             with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ import uvicorn
 
 from assistant.faces.app import create_app
 from assistant.faces.cli.serve import _listen
+from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
@@ -57,7 +58,7 @@ def serving(folder: Path, *, faces: tuple[Callable[..., None], ...] = (), **sett
     listener = _listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     app = create_app(loaded, port=port, faces=faces)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     until = time.monotonic() + 60

@@ -18,6 +18,7 @@ import uvicorn
 
 from assistant.faces.app import create_app
 from assistant.faces.cli.serve import _listen
+from assistant.faces.patience import PatientProtocol
 from assistant.settings import load
 from tests.assistant.faces.slack.standin import Message, Slack
 
@@ -48,7 +49,7 @@ class Served:
         listener = _listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
         self.app = create_app(settings, port=port)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error"))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, http=PatientProtocol, log_level="error"))
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
         wait_for(lambda: self.server.started, 90)

@@ -15,6 +15,7 @@ import uvicorn
 
 from assistant.faces.app import create_app
 from assistant.faces.cli.serve import _listen
+from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
@@ -127,7 +128,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         listener = _listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
         app = create_app(loaded, port=port)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         until = time.monotonic() + 60
