@@ -152,7 +152,12 @@ KEYS: tuple[Key, ...] = (
     Key("slack.channels", "list", (), "Ids of the channels it answers in; empty means every channel."),
     Key("slack.users", "list", (), "Ids of users and user groups who may ask; empty means every member."),
     Key("slack.operators", "list", (), "Ids of users and user groups who are operators; the others are viewers."),
-    Key("slack.alert_channel", "text", "", "Id of the channel in which alerts become threads."),
+    Key(
+        "slack.alert_channel",
+        "text",
+        "",
+        "Id of the channel in which alerts become threads; TEAM/CHANNEL with several workspaces.",
+    ),
     Key("slack.max_file_bytes", "whole", 33_554_432, "Bytes of one file in Slack that are fetched.", least=1024),
     Key(
         "slack.at_once",

@@ -195,7 +195,8 @@ def create_app(
 
 
 def _own_faces() -> tuple[Callable[[FastAPI, Shared], None], ...]:
-    return (mount_api, mount_mcp, mount_web, mount_slack)
+    # Slack first: its channel has to be there when the API begins to work on alerts, and goes after that has ended.
+    return (mount_slack, mount_api, mount_mcp, mount_web)
 
 
 def _issuer(shared: Shared) -> Issuer | None:

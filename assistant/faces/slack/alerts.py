@@ -6,6 +6,8 @@ reference that comes back, with which any replica finds the message again.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 from assistant.faces.slack.answer import Shown, answer_message
@@ -21,10 +23,15 @@ if TYPE_CHECKING:
 
     from slack_sdk.web.async_client import AsyncWebClient
 
+    from assistant.faces.slack.elements import Piece
     from assistant.faces.slack.face import Face
     from assistant.render.blocks import Block
 
 ALERTS = Principal("slack:alerts", "alerts", Role.viewer)
+#: Seconds for what goes below the message. Whoever works on alerts waits 20 s for all of it, and a message whose place
+#: it does not learn would be posted again.
+_BELOW_S = 8.0
+_log = logging.getLogger("vllm_diagnose.slack")
 
 
 class Message(Protocol):
@@ -48,33 +55,33 @@ class Message(Protocol):
 
 
 class SlackChannel:
-    """The channel ``slack.alert_channel``. ``team`` is the workspace where the app is installed in several.
+    """The channel ``slack.alert_channel``; ``TEAM/CHANNEL`` where the app is installed in several workspaces.
 
-    What Slack does not take is raised as ``refusal``, an exception that is made from a sentence.
+    What Slack does not take is raised as ``refusal``, an exception that is made from a sentence. Once the message itself
+    is there nothing is raised any more: what belongs below it and did not get there comes with the next news.
     """
 
     name = "slack"
 
-    def __init__(self, face: Face, *, team: str = "", refusal: type[Exception] = UnreachableError) -> None:
+    def __init__(self, face: Face, *, refusal: type[Exception] = UnreachableError) -> None:
         self._face = face
-        self._channel = face.settings.text("slack.alert_channel")
-        self._team = team
+        self._team, _, self._channel = face.settings.text("slack.alert_channel").rpartition("/")
         self._refusal = refusal
         if not self._channel:
             raise ValueError("slack.alert_channel is not set")
 
     async def post(self, message: Message) -> str:
         """A new message, with the diagnosis and its buttons in its thread; returns the reference."""
+        first, *rest = pages(draw(message.blocks))
         try:
-            client, line = await self._client(), Line(self._team, self._channel, "")
-            first, *rest = pages(draw(message.blocks))
+            client = await self._client()
+            # Buttons and mentions in the thread name the workspace, so that the talk has to know it too.
+            line = Line(self._team or await self._home(), self._channel, "")
             line = await self._face.speaker.show(client, line, first, message.title)
-            for page in rest[:2]:
-                await self._face.speaker.below(client, line, page, message.title)
-            await self._answer(client, line, message)
         except UnreachableError as error:
             raise self._refusal(str(error)) from None
-        return f"{self._team}/{line.channel}/{line.ts}"
+        await self._below(client, line, message, rest[:2])
+        return f"{line.team}/{line.channel}/{line.ts}"
 
     async def update(self, reference: str, message: Message) -> None:
         """The message as it is now; that it is over is also said in the thread, where people were talking."""
@@ -84,12 +91,19 @@ class SlackChannel:
             client = await self._client()
             now = fitted([], list(draw(message.blocks)), [])
             await self._face.speaker.show(client, line, now, message.title)
-            if message.event == "resolved":
-                for page in pages(draw(message.blocks))[:1]:
-                    await self._face.speaker.below(client, line, page, message.title)
-            await self._answer(client, line, message)
         except UnreachableError as error:
             raise self._refusal(str(error)) from None
+        await self._below(client, line, message, pages(draw(message.blocks))[:1] if message.event == "resolved" else [])
+
+    async def _below(self, client: AsyncWebClient, line: Line, message: Message, said: Sequence[list[Piece]]) -> None:
+        """Further messages in the thread, and the diagnosis where it is not there yet."""
+        try:
+            async with asyncio.timeout(_BELOW_S):
+                for page in said:
+                    await self._face.speaker.below(client, line, page, message.title)
+                await self._answer(client, line, message)
+        except (UnreachableError, TimeoutError) as error:
+            _log.warning("The thread of an alert lacks something. %s", error or "Slack did not answer in time.")
 
     async def _answer(self, client: AsyncWebClient, first: Line, message: Message) -> None:
         """The diagnosis once in the thread of the message, as a talk that anybody there goes on with."""
@@ -109,6 +123,12 @@ class SlackChannel:
             return  # the message itself is there; the diagnosis can be asked for
         drawn = answer_message(answered.diagnosis, service.catalog, Shown(begun.id, begun.revision))
         await self._face.speaker.show(client, line, *drawn)
+
+    async def _home(self) -> str:
+        try:
+            return await self._face.workspaces.home()
+        except (OSError, TimeoutError) as error:
+            raise UnreachableError(f"Slack does not answer: {error or 'not in time'}.") from None
 
     async def _client(self) -> AsyncWebClient:
         client = await self._face.workspaces.of(self._team)

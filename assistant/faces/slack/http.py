@@ -79,7 +79,10 @@ class Door:
 
 
 def mount(app: FastAPI, shared: Shared) -> None:
-    """Add the routes, and Slack itself where the settings name a way to speak to it."""
+    """Add the routes, and Slack itself where the settings name a way to speak to it.
+
+    With Socket Mode another process listens to Slack; this one then speaks there of alerts alone.
+    """
     settings = shared.settings
     door = Door()
     app.router.routes += [
@@ -87,25 +90,32 @@ def mount(app: FastAPI, shared: Shared) -> None:
         Route("/slack/install", door.oauth, methods=["GET"], include_in_schema=False),
         Route("/slack/oauth_redirect", door.oauth, methods=["GET"], include_in_schema=False),
     ]
-    if not settings.text("slack.signing_secret"):
+    alerts = settings.text("slack.alert_channel")
+    if not (settings.text("slack.signing_secret") or alerts):
         return
     if not (settings.text("slack.bot_token") or settings.text("slack.client_secret")):
+        _log.warning("Slack stays silent: slack.bot_token is not set, and slack.client_secret neither.")
         return
 
     @contextlib.asynccontextmanager
     async def running() -> AsyncIterator[None]:
+        from assistant.alerts.channels import ChannelError
+        from assistant.faces.slack.alerts import SlackChannel
         from assistant.faces.slack.face import Replays, opened
 
         async with opened(settings, shared.service) as face:
             door.face, door.replays = face, Replays()
             door.flow = face.oauth(shared.base_url)
             app.state.slack = face
+            channel = SlackChannel(face, refusal=ChannelError) if alerts else None
+            shared.channels += [channel] if channel else []
             introduction = asyncio.create_task(_introduce(face))
             try:
                 yield
             finally:
                 introduction.cancel()
                 await asyncio.gather(introduction, return_exceptions=True)
+                shared.channels[:] = [other for other in shared.channels if other is not channel]
                 door.face = door.flow = None
 
     shared.running.append(running)

@@ -62,6 +62,7 @@ class Identity:
     token: str
     bot_id: str | None
     user_id: str | None
+    team: str = ""
 
 
 class Workspaces:
@@ -109,8 +110,7 @@ class Workspaces:
     async def bot(self, team: str, enterprise: str | None = None) -> Identity | None:
         """Who the app is in a workspace, as the store knows it; nothing is asked of Slack here."""
         if self._token:
-            known = self._known.get("")
-            return known[1] if known else Identity(self._token, None, None)
+            return self._one_token() or Identity(self._token, None, None)
         if self.installations is None:
             return None
         key = f"{enterprise or ''}/{team}"
@@ -123,6 +123,29 @@ class Workspaces:
         self._known[key] = (time.monotonic() + (_KNOWN_S if bot else 1.0), bot)
         return bot
 
+    async def home(self) -> str:
+        """The workspace of the one token, empty where Slack did not say or several workspaces have tokens of their own."""
+        if self._token and self._one_token() is None:
+            await self._ask_who()
+        known = self._one_token()
+        return known.team if known is not None else ""
+
+    def _one_token(self) -> Identity | None:
+        known = self._known.get("")
+        return known[1] if known else None
+
+    async def _ask_who(self) -> str:
+        """Ask whose the one token is; Slack's word for why it does not say. Raises ``OSError`` and ``TimeoutError``."""
+        from slack_sdk.errors import SlackApiError
+
+        try:
+            said = await self.client(self._token).auth_test()
+        except SlackApiError as error:
+            return str(error.response.get("error", "no reason given"))
+        identity = Identity(self._token, said.get("bot_id"), said.get("user_id"), str(said.get("team_id") or ""))
+        self._known[""] = (0.0, identity)
+        return ""
+
     def forget(self) -> None:
         """Look installations up again, because one was added."""
         self._known = {key: value for key, value in self._known.items() if key == ""}
@@ -131,15 +154,10 @@ class Workspaces:
         """Ask Slack who the one token belongs to; returns a sentence when it is refused. Needed once."""
         if not self._token:
             return ""
-        from slack_sdk.errors import SlackApiError
-
         for pause in (0.5, 2.0, 5.0, 15.0, None):
             try:
-                said = await self.client(self._token).auth_test()
-                self._known[""] = (0.0, Identity(self._token, said.get("bot_id"), said.get("user_id")))
-                return ""
-            except SlackApiError as error:
-                return f"Slack refuses slack.bot_token: {error.response.get('error', 'no reason given')}."
+                word = await self._ask_who()
+                return f"Slack refuses slack.bot_token: {word}." if word else ""
             except (OSError, TimeoutError) as error:
                 if pause is None:
                     return f"Slack does not answer at {self.api_url}: {error or 'no answer in time'}."

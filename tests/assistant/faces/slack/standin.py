@@ -77,6 +77,7 @@ class Slack:
         self.tokens: dict[str, dict[str, Any]] = {}
         self.app_tokens = {"xapp-good"}
         self.channels = {"C0OPEN": True, "C0PRIVATE": False, "D0DIRECT": True}  # whether the bot may speak there
+        self.threadless: set[str] = set()  # channels without threads
         self.groups = {"S0GROUP1": ["U0OPS"]}
         self.messages: list[Message] = []
         self.whispers: list[Message] = []
@@ -239,6 +240,8 @@ class Slack:
         thread = given.get("thread_ts", "")
         if thread and not any(m.channel == channel and m.ts == thread for m in self.messages):
             return _no("thread_not_found")
+        if thread and channel in self.threadless:
+            return _no("restricted_action_non_threadable_channel")
         self.posts.append(given)
         message = Message(channel, self._ts(), given["blocks"], given["text"], thread, at=time.monotonic())
         self.messages.append(message)

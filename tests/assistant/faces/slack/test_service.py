@@ -520,54 +520,6 @@ def test_fifty_commands_at_once_are_acknowledged_while_slack_stands_still(user: 
     assert user.count() == before + 50
 
 
-def test_an_alert_is_a_thread_that_is_updated_when_it_is_over(served: Served, user: User, slack: Slack) -> None:
-    from dataclasses import dataclass, replace
-
-    from assistant.faces.slack.alerts import SlackChannel
-    from assistant.render.blocks import Heading, Text
-
-    @dataclass(frozen=True)
-    class Said:
-        title: str
-        event: str
-        blocks: tuple[Any, ...]
-        incident: str | None
-
-    face = served.app.state.slack
-    asked(user, SURE)
-    incident = next(row["id"] for row in face.service.incidents.recent(100) if row["cause"])
-    with pytest.raises(ValueError, match="alert_channel"):
-        SlackChannel(face)
-    channel = SlackChannel(_Elsewhere(face))  # type: ignore[arg-type]
-    said = Said("VllmDown <!channel>", "opened", (Heading("VllmDown <!channel>", "bad", 1), Text("prod")), incident)
-
-    def run(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, face.loop).result(30)
-
-    before = user.count()
-    reference = run(channel.post(said))
-    first, answer = slack.answers("C0OPEN")[before:]
-    assert reference == f"/C0OPEN/{first.ts}" and answer.thread == first.ts
-    assert {"worked", "path"} <= set(buttons(answer.blocks)) and first.text == "VllmDown &lt;!channel&gt;"
-    run(channel.update(reference, replace(said, event="resolved", blocks=(Heading("It is over", "good", 1),))))
-    assert "It is over" in words(first.blocks)
-    assert [m.thread for m in slack.answers("C0OPEN")[before + 2 :]] == [first.ts]  # said once more, not answered again
-
-
-class _Elsewhere:
-    """The running face with a channel for alerts in its settings."""
-
-    def __init__(self, face: Any) -> None:
-        self._face = face
-        self.settings = self
-
-    def text(self, name: str) -> str:
-        return "C0OPEN" if name == "slack.alert_channel" else str(self._face.settings.text(name))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._face, name)
-
-
 def test_who_may_ask_where(tmp_path: Path, slack: Slack) -> None:
     running = Served(tmp_path, slack, VLLM_DIAGNOSE_SLACK_CHANNELS="C0OPEN", VLLM_DIAGNOSE_SLACK_USERS="U0ADA,S0GROUP1")
     try:
