@@ -32,6 +32,7 @@ from knowledge.shapes import (
     TreeNode,
     Words,
 )
+from knowledge.telling import told
 
 ROOT = Path(__file__).resolve().parent
 COMPILED = ROOT / "_compiled.json"
@@ -85,9 +86,18 @@ class Catalog:
         known = self.observables.get(name)
         return known or self.observables.get(name.split(".", 1)[0] + ".*")
 
+    def tool(self, name: str, title: str, lang: str) -> str:
+        """The title of a tool in the asked language; ``title``, its own, where it has no other."""
+        known = self.sentences.get(f"tool-{name}")
+        return known[lang] if known else title
+
     def word(self, key: str, lang: str, **values: object) -> str:
         """The sentence ``key`` in the asked language, with its places filled."""
         return self.sentences[key][lang].format(**values)
+
+    def told(self, text: str, lang: str) -> str:
+        """An error's English sentence in the asked language; see :mod:`knowledge.telling`."""
+        return told(text, lang, self.sentences)
 
 
 @lru_cache(maxsize=4)

@@ -40,7 +40,7 @@ async def show_status(work: Work) -> None:
     """Whether the server can work, what it works on and which servers it knows, for the person alone."""
     service = work.service
     problems = await service.ready()
-    lines = [f"⚠️ {problem}" for problem in problems] or [
+    lines = [f"⚠️ {work.told(problem)}" for problem in problems] or [
         "✅ " + work.word("slack-status-ready", version=__version__, knowledge=work.catalog.digest[:12])
     ]
     try:

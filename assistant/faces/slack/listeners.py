@@ -172,6 +172,7 @@ class Inbox:
     ) -> None:
         line = _clicked(body)
         name = str(action.get("action_id") or "")
+        label = _inner(action, "text", "text") or _inner(action.get("selected_option") or {}, "text", "text")
         if order["kind"] == "pick":
             line = replace(line, ts="")  # the list was for one person; the steps become a message of their own
         whole = {
@@ -180,7 +181,7 @@ class Inbox:
             "line": line.to_json(),
             "name": _inner(body, "user", "username") or _inner(body, "user", "name"),
             "home": _inner(body, "user", "team_id"),
-            "lang": self._default,
+            "lang": language_of(label) if label else self._default,
             "quiet": True,
         }
         trigger = _text(body, "trigger_id") or f"{action.get('action_ts')}:{line.user}:{name}"

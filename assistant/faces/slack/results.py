@@ -48,13 +48,15 @@ def result_pieces(action: Action, result: Any, catalog: Catalog, lang: Language)
         special: dict[str, Any] = {"nccl": nccl_blocks, "capture": capture_blocks}
         drawn = special[heading](report, catalog, lang) if heading in special else None
         return list(draw(drawn or report_blocks(report, catalog, lang, heading)))
-    return [header(f"📋 {action.title}"), rich(fixed("\n".join(_lines(result)), _MOST_TEXT))]
+    title = catalog.tool(action.name, action.title, lang)
+    return [header(f"📋 {title}"), rich(fixed("\n".join(_lines(result)), _MOST_TEXT))]
 
 
 def result_file(
     action: Action, result: Any, catalog: Catalog, lang: Language, *, whole: bool
 ) -> Iterator[tuple[str, bytes, str]]:
     """Files that belong to a result: name, content, title. ``whole`` asks for the result itself as well."""
+    title = catalog.tool(action.name, action.title, lang)
     if action.name == "estimate_memory":
         import resvg_py
 
@@ -63,13 +65,13 @@ def result_file(
 
         # Labels are English: a server seldom has fonts with Chinese characters, and this is drawn with its fonts.
         text = svg(MemoryEstimate.model_validate(result), catalog, "en")
-        yield "memory.png", bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=2)), action.title
+        yield "memory.png", bytes(resvg_py.svg_to_bytes(svg_string=text, zoom=2)), title
     drawn = action.name == "estimate_memory" or action.name in _CHECKS
     if whole or (not drawn and len("\n".join(_lines(result))) > _MOST_TEXT):
         yield (
             f"{action.name}.json",
             redact(clean(json.dumps(result, ensure_ascii=False, indent=1))).encode(),
-            action.title,
+            title,
         )
 
 

@@ -108,14 +108,15 @@ async def diagnose(work: Work) -> None:
     try:
         answered = await work.service.diagnose(work.who, ask, face=FACE)
     except (ReadersError, QuestionError, NotFoundError, ForbiddenError) as error:
-        await work.show([rich(paragraph(words(cut(str(error), 1500))))], str(error))
+        said = work.told(error)
+        await work.show([rich(paragraph(words(cut(said, 1500))))], said)
         return
     except TimeoutError:
         await work.say("slack-late", seconds=f"{work.service.settings.number('deadline_s'):g}")
         return
     diagnosis = answered.diagnosis
     if answered.not_saved:
-        notes = (*notes, work.catalog.word("slack-not-kept", diagnosis.language, why=answered.not_saved))
+        notes = (*notes, _not_kept(work, diagnosis, answered.not_saved))
     talk = Talk(diagnosis.language, work.line, _asked(work, diagnosis.language, text, files), notes)
     if earlier is not None:
         talk = replace(talk, answers=Talk.of(earlier[0].state).answers)
@@ -145,9 +146,13 @@ async def _begin(
             await work.whisper("slack-stale")
             return
         except StoreError as error:
-            note = work.catalog.word("slack-not-kept", diagnosis.language, why=str(error))
-            talk = replace(talk, notes=(*talk.notes, note))
+            talk = replace(talk, notes=(*talk.notes, _not_kept(work, diagnosis, str(error))))
     await work.show(*answer_message(diagnosis, work.catalog, _shown(talk, identifier, revision)))
+
+
+def _not_kept(work: Work, diagnosis: Diagnosis, why: str) -> str:
+    lang = diagnosis.language
+    return work.catalog.word("slack-not-kept", lang, why=work.catalog.told(why, lang))
 
 
 async def press(work: Work) -> None:
@@ -161,7 +166,7 @@ async def press(work: Work) -> None:
         await work.whisper("slack-gone")
         return
     except StoreError as error:
-        await work.whisper_text(str(error))
+        await work.whisper_text(work.told(error))
         return
     here = talk.line
     if here.team != work.line.team or (here.channel != work.line.channel and here.ts):
@@ -210,7 +215,7 @@ async def _changed(
         try:
             work.service.check_answers({question: value})
         except QuestionError as error:
-            await work.whisper_text(str(error))
+            await work.whisper_text(work.told(error))
             return None, None
         talk = replace(talk, answers=(*talk.answers, (question, value)), place=0)
         now = await _again(work, saved, talk)

@@ -25,7 +25,7 @@ from assistant.security.roles import ForbiddenError
 from assistant.store.database import NotFoundError, StoreError
 from tools import registry
 from tools.outbound import OutboundError
-from tools.registry import ActionError
+from tools.registry import ActionError, InputError
 
 if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis
@@ -61,12 +61,16 @@ async def command(work: Work) -> None:
         arguments = arguments_of(action, str(work.order.get("text", "")), first)
         action.validate(arguments)
     except (ValueError, ActionError) as error:
-        problem = work.word("slack-bad-arguments", problems=cut(str(error), 900))
+        said = [work.told(one) for one in error.problems] if isinstance(error, InputError) else [work.told(error)]
+        problem = work.word("slack-bad-arguments", problems=cut(" ".join(said), 900))
         await work.whisper_text(f"{problem}\n{work.word('slack-usage', example=EXAMPLES[name])}")
         return
-    if "lang" in action.input_model.model_fields:
-        arguments["lang"] = work.lang
-    await _run(work, action, arguments)
+    await _run(work, action, _in_language(action, arguments, work))
+
+
+def _in_language(action: Action, arguments: dict[str, Any], work: Work) -> dict[str, Any]:
+    """The arguments, with the language of the talk where the action speaks."""
+    return {**arguments, "lang": work.lang} if "lang" in action.input_model.model_fields else arguments
 
 
 def arguments_of(action: Action, text: str, first: str) -> dict[str, Any]:
@@ -108,10 +112,10 @@ async def propose(work: Work, diagnosis: Diagnosis, step: str) -> None:
         return
     try:
         action = registry.get(found.tool)
-        arguments = dict(found.arguments)
+        arguments = _in_language(action, dict(found.arguments), work)
         action.validate(arguments)
     except ActionError as error:
-        await work.whisper_text(str(error))
+        await work.whisper_text(work.told(error))
         return
     work.line = replace(work.line, thread=work.line.root, ts="", url="")
     await _run(work, action, arguments)
@@ -121,7 +125,7 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
     if action.effect != "reads":
         await _offer(work, action, arguments)
         return
-    text = work.word("slack-working", title=action.title)
+    text = work.word("slack-working", title=work.title(action.name))
     await work.show([rich(paragraph(words(f"⏳ {text}")))], text)
     service = work.service
     try:
@@ -135,7 +139,7 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
             runbooks=service.settings.text("runbooks_folder"),
         )
     except (ActionError, OutboundError, ForbiddenError) as error:
-        text = work.word("slack-job-failed", title=action.title, why=cut(str(error), 1500))
+        text = work.word("slack-job-failed", title=work.title(action.name), why=cut(work.told(error), 1500))
         await work.show([rich(paragraph(words(f"⚠️ {text}")))], text)
         return
     plain = result.model_dump(mode="json")
@@ -157,17 +161,17 @@ async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
         ticket = service.consents.ask(work.who, action, arguments)
     except ForbiddenError:
         await refused(work, action.name, action.effect)
-        await work.whisper("slack-needs-operator", title=action.title, effect=effect)
+        await work.whisper("slack-needs-operator", title=work.title(action.name), effect=effect)
         return
     call = {"action": action.name, "arguments": arguments, "ticket": ticket, "line": work.line.to_json()}
     name = secrets.token_hex(10)
     try:
         await service.in_thread(lambda: service.claims.take(f"slack-call:{name}", json.dumps(call), keep_s=_OFFER_S))
     except StoreError as error:
-        await work.whisper_text(str(error))
+        await work.whisper_text(work.told(error))
         return
     whole = action.validate(arguments).model_dump(mode="json", exclude_defaults=True)
-    title = work.word("slack-agree-title", title=action.title)
+    title = work.word("slack-agree-title", title=work.title(action.name))
     blocks = [
         rich(
             paragraph(words(title, bold=True)),
@@ -215,9 +219,9 @@ async def agree(work: Work) -> None:
             )
         )
     except (ActionError, ForbiddenError, StoreError) as error:
-        await work.whisper_text(str(error))
+        await work.whisper_text(work.told(error))
         return
-    text = work.word("slack-working", title=action.title)
+    text = work.word("slack-working", title=work.title(action.name))
     await work.speaker.replace_whisper(work.line, text)
     line = type(work.line).of(call["line"])
     work.line = replace(line, thread=line.root or work.line.thread, ts="", url="")
@@ -243,7 +247,7 @@ async def watch(work: Work) -> None:
         if job is not None and job.finished:
             break
         if job is not None and wait <= 0:
-            title = _title(job.action)
+            title = work.title(job.action)
             text = work.word("slack-working-on", title=title, doing=job.doing) if job.doing else ""
             text = text or work.word("slack-working", title=title)
             if text != shown:
@@ -252,13 +256,13 @@ async def watch(work: Work) -> None:
                 shown, wait = text, _EDIT_S
         await asyncio.sleep(_LOOK_S)
         wait -= _LOOK_S
-    title = _title(job.action)
+    title = work.title(job.action)
     if job.state == "done":
         await _deliver(work, registry.get(job.action), job.result)
         return
     key = "slack-cancelled" if job.state == "cancelled" else "slack-job-failed"
     text = work.word(
-        key, title=title, **({} if job.state == "cancelled" else {"why": cut(job.error or job.state, 1500)})
+        key, title=title, **({} if job.state == "cancelled" else {"why": cut(work.told(job.error or job.state), 1500)})
     )
     await work.show([rich(paragraph(words(f"⚠️ {text}")))], text)
 
@@ -274,7 +278,7 @@ async def stop(work: Work) -> None:
     except NotFoundError:
         await work.whisper("slack-needs-operator", title="stop", effect=work.word("slack-effect-runs"))
     except StoreError as error:
-        await work.whisper_text(str(error))
+        await work.whisper_text(work.told(error))
 
 
 async def refused(work: Work, did: str, effect: str = "reads") -> None:
@@ -290,17 +294,10 @@ async def refused(work: Work, did: str, effect: str = "reads") -> None:
 async def _deliver(work: Work, action: Action, result: Any) -> None:
     """The result: what one message takes of it, pictures and the whole as files in the thread."""
     made: Sequence[Piece] = result_pieces(action, result, work.catalog, work.lang)
-    title = work.word("slack-result", title=action.title)
+    title = work.word("slack-result", title=work.title(action.name))
     first, *rest = pages(made) or [[quiet(title)]]
     await work.show(first, title)
     for page in rest[:2]:
         await work.speaker.below(work.client, work.line, page, title)
     for name, content, label in result_file(action, result, work.catalog, work.lang, whole=len(rest) > 2):
         await work.speaker.attach(work.client, work.line, name, content, label)
-
-
-def _title(name: str) -> str:
-    try:
-        return registry.get(name).title
-    except ActionError:
-        return name

@@ -11,6 +11,8 @@ from assistant.faces.slack.elements import Piece, paragraph, rich, words
 from assistant.faces.slack.line import Line, Speaker
 from assistant.store.database import StoreError
 from assistant.store.orders import LostOrderError
+from tools import registry
+from tools.registry import ActionError
 
 if TYPE_CHECKING:
     from slack_sdk.web.async_client import AsyncWebClient
@@ -61,6 +63,17 @@ class Work:
     def word(self, key: str, **values: object) -> str:
         """A sentence in the language of the order."""
         return self.catalog.word(key, self.lang, **values)
+
+    def told(self, error: Exception | str) -> str:
+        """What an error says, in the language of the order."""
+        return self.catalog.told(str(error), self.lang)
+
+    def title(self, action: str) -> str:
+        """What an action is called; its name where this program does not know it."""
+        try:
+            return self.catalog.tool(action, registry.get(action).title, self.lang)
+        except ActionError:
+            return action
 
     async def show(self, blocks: Sequence[Piece], text: str) -> None:
         """The order's message as it shall be now; where it stands is kept, so that a restart edits the same one."""

@@ -106,7 +106,7 @@ def _end(visit: Visit, work: asyncio.Future[Answered]) -> tuple[str, str, str]:
     try:
         answered = work.result()
     except (ForbiddenError, QuestionError, ReadersError, StoreError, TimeoutError) as error:
-        return "failed", str(error) or visit.word("web-error-late"), ""
+        return "failed", visit.told(error) or visit.word("web-error-late"), ""
     except Exception as error:  # noqa: BLE001  (the stream has begun; its last event has to say what happened)
         identifier = getattr(visit.request.state, "request_id", "")
         log.error("request %s failed", identifier, exc_info=error)

@@ -68,7 +68,7 @@ class Door:
                 return _said(visit, error.status, str(error))
             except tuple(kind for kind, _ in _STATUS) as error:
                 status = next(status for kind, status in _STATUS if isinstance(error, kind))
-                return _said(visit, status, str(error))
+                return _said(visit, status, visit.told(error))
             except Exception as error:
                 identifier = getattr(request.state, "request_id", "")
                 log.error("request %s failed", identifier, exc_info=error)

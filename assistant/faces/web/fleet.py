@@ -56,7 +56,7 @@ async def one(visit: Visit) -> Response:
     try:
         found = await _look(visit, target.name, _WINDOW_S)
     except ActionError as error:
-        problem = clean(str(error))
+        problem = visit.told(error)
     recent = await service.in_thread(find, service.database, Wanted(target=target.name), 10)
     return visit.page(
         "target.html",
@@ -75,7 +75,7 @@ async def state(visit: Visit) -> Response:
     try:
         found = await _look(visit, target.name, 0.0)
     except ActionError as error:
-        return JSONResponse({"tone": "bad", "text": clean(str(error)), "figures": []})
+        return JSONResponse({"tone": "bad", "text": visit.told(error), "figures": []})
     if found["answer"] != "vllm":
         text = visit.word("web-fleet-no-answer", what=clean(found["detail"] or found["answer"]))
         return JSONResponse({"tone": "bad", "text": text, "figures": []})

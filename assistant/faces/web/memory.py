@@ -64,7 +64,7 @@ async def calculator(visit: Visit) -> Response:
             )
             values |= _drawn(visit, cast("MemoryEstimate", result), gpus)
         except ActionError as error:
-            values["problem"] = clean(str(error))
+            values["problem"] = visit.told(error)
     values["share"] = visit.shared.url("/memory?" + urlencode({k: v for k, v in given.items() if v}))
     status = 422 if values["problem"] else 200
     return visit.page("memory.html", status=status, title=visit.word("web-memory"), gpus=_gpus(), **values)

@@ -13,6 +13,8 @@ from urllib.parse import quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from tools.redaction import clean
+
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
@@ -78,6 +80,10 @@ class Visit:
     def word(self, key: str, **values: object) -> str:
         """A sentence in the visitor's language."""
         return self.service.catalog.word(key, self.lang, **values)
+
+    def told(self, error: Exception | str) -> str:
+        """What an error says, in the visitor's language, fit for a page."""
+        return self.service.catalog.told(clean(str(error)), self.lang)
 
     def field(self, name: str, most: int = 200) -> str:
         """A text of the form or of the address, cut and without blanks around it."""

@@ -436,6 +436,28 @@ def test_touching_needs_an_operator_who_agrees_to_the_very_call(
     assert len([m for m in slack.answers("C0OPEN")[jobs:] if "running" in words(m.before)]) <= 1
 
 
+def test_a_check_is_run_from_its_button_by_an_operator_and_answered_in_the_thread(user: User, slack: Slack) -> None:
+    message = asked(user, "我的服务用 2 张卡启动就卡住，用 1 张卡正常")
+    run = [name for name in buttons(message.blocks) if name.startswith("run:")][-1]  # the first only looks
+    user.press(message, run)
+    assert "操作员" in words(whisper(slack, "会给机器带来负载").blocks)
+    operator, slack.whispers[:] = user.as_("U0OPS"), []
+    operator.press(message, run)
+    offer = whisper(slack, '"lang": "zh"')
+    assert "集合通信测试" in words(offer.blocks) and "将执行" in words(offer.blocks)
+    slack.whispers.clear()
+    user.press(offer, "agree")
+    assert "需要操作员角色" in words(whisper(slack).blocks)  # refused in the language of the talk
+    before = user.count()
+    operator.press(offer, "agree")
+    result = wait_for(
+        lambda: next((m for m in slack.answers("C0OPEN")[before:] if m.before and "⏳" not in words(m.blocks)), None),
+        60,
+    )
+    assert result.thread == message.ts and "NCCL" in words(result.blocks)
+    assert "could not" not in words(result.blocks) and "not reached" not in words(result.blocks)
+
+
 def test_bad_arguments_are_said_with_an_example(user: User, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tooling.COMMANDS, "nccl", ("slack_probe", "ranks"))
     for text in ("nccl --ranks many", "nccl --frobnicate 3", 'nccl --ranks "open', "nccl 2 3"):
