@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from assistant.store.worker import Worker
     from assistant.targets import Target
     from tools.addresses import Policy
-    from tools.evidence import Reading
+    from tools.metrics.window import ServerWindow
     from tools.registry import FindServer
 
 Result = TypeVar("Result")
@@ -48,13 +48,17 @@ class QuestionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none."""
+    """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none.
+
+    ``window`` is what was seen of the live server that was looked at for it, to be drawn.
+    """
 
     diagnosis: Diagnosis
     incident: str | None
     revision: int
     not_saved: str = ""
     seen_before: tuple[Seen, ...] = ()
+    window: ServerWindow | None = None
 
     def to_json(self, *, full: bool = False) -> dict[str, Any]:
         """The diagnosis as interfaces know it."""
@@ -111,18 +115,17 @@ class Service:
         async with self.noted(principal, face, "diagnose", {**brought, "target": ask.target}):
             require(principal, "diagnose", "reads")
             self.check_answers(ask.answers)
-            if ask.target is not None and ask.target.strip():
-                ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
+            ask, window = await self._looked(ask)
             diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
-            return Answered(diagnosis, None, 1)
+            return Answered(diagnosis, None, 1, window=window)
         from assistant.store.database import StoreError
 
         try:
             incident, seen = await self.in_thread(self._save_new, diagnosis, ask.text, f"{face}: {principal.id}")
         except StoreError as error:
-            return Answered(diagnosis, None, 1, str(error))
-        return Answered(diagnosis, incident, 1, seen_before=seen)
+            return Answered(diagnosis, None, 1, str(error), window=window)
+        return Answered(diagnosis, incident, 1, seen_before=seen, window=window)
 
     async def keep(self, diagnosis: Diagnosis, question: str, principal: Principal, *, face: str) -> Answered:
         """Keep a diagnosis that was made without being saved. Raises ``StoreError``."""
@@ -138,8 +141,7 @@ class Service:
             case = {**saved.evidence[0], "answers": {**saved.evidence[0].get("answers", {}), **answers}}
             return await self.readers.pack(ask, case, saved.id)
         self.check_answers(ask.answers)
-        if ask.target is not None and ask.target.strip():
-            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target))))
+        ask, _ = await self._looked(ask)
         return await self.readers.pack(clean_input(ask), None, None)
 
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
@@ -255,25 +257,14 @@ class Service:
 
         return server_of(self.targets)
 
-    async def look(self, target: Target) -> Reading:
-        """What a configured target shows over some seconds: its metrics, and its GPUs' exporter where it has one."""
-        from assistant.fleet.looking import look_at_target
-        from assistant.fleet.naming import limits_of
-        from assistant.settings import SettingsError
-        from tools.evidence import Reading
-        from tools.metrics.facts import evidence_of
+    async def _looked(self, ask: Ask) -> tuple[Ask, ServerWindow | None]:
+        """The question with what its target shows over some seconds, and the window that was seen."""
+        if ask.target is None or not ask.target.strip():
+            return ask, None
+        from assistant.fleet.looking import read_target
 
-        try:
-            window, beside = await look_at_target(
-                target,
-                self.policy,
-                window_s=LOOK_S,
-                deadline_s=self.settings.number("deadline_s"),
-                limits=limits_of(self.settings),
-            )
-        except SettingsError as error:  # a credential that cannot be read costs this look and not the answer
-            return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
-        return evidence_of(window) + beside
+        reading, window = await read_target(self.target(ask.target), self.policy, self.settings, window_s=LOOK_S)
+        return replace(ask, readings=(*ask.readings, reading)), window
 
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""

@@ -24,6 +24,7 @@ from tools.vllm_server import base_of
 
 if TYPE_CHECKING:
     from assistant.fleet.by_prometheus import PrometheusLooks
+    from assistant.settings import Settings
 
 #: Servers that are looked at in the same moment, where that many files may be open. Each waits for most of its window,
 #: so this is about sockets (one for each) and not about processors.
@@ -96,6 +97,26 @@ async def look_at_target(
             return await asyncio.gather(looks.window_of(target), look_at_gpus(target, policy, window_s, limits))
     look = look_for(target, window_s=window_s, deadline_s=deadline_s, limits=limits)
     return await asyncio.gather(look_at(look, policy, report=report), look_at_gpus(target, policy, window_s, limits))
+
+
+async def read_target(
+    target: Target, policy: Policy, settings: Settings, *, window_s: float
+) -> tuple[Reading, ServerWindow | None]:
+    """What a configured target shows, as evidence, and the window behind it. A credential that cannot be read costs this
+    look and not the answer. Raises :class:`~tools.addresses.AddressError`."""
+    from assistant.fleet.naming import limits_of
+
+    try:
+        window, beside = await look_at_target(
+            target,
+            policy,
+            window_s=window_s,
+            deadline_s=settings.number("deadline_s"),
+            limits=limits_of(settings),
+        )
+    except SettingsError as error:
+        return Reading(not_measured=tuple((target.name, problem) for problem in error.problems)), None
+    return evidence_of(window) + beside, window
 
 
 async def look_at_gpus(target: Target, policy: Policy, window_s: float, limits: Limits = PAGE) -> Reading:

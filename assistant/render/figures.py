@@ -151,12 +151,29 @@ def to_svg(window: ServerWindow) -> str:
     figures = figures_of(window)
     if not figures:
         raise PlotError("nothing was measured that could be drawn")
+    looked = f"{window.looks} / {window.seconds:.1f} s" + (f"   vLLM {clean(window.version)}" if window.version else "")
+    return _page(clean(window.source)[:90], looked, figures)
+
+
+def memory_svg(title: str, rows: Sequence[tuple[str, float]]) -> str:
+    """Figures of memory in GiB under each other, on one scale. Raises :class:`PlotError` where nothing is to compare."""
+    most = max((value for _, value in rows), default=0.0)
+    if len(rows) < 2 or most <= 0:
+        raise PlotError("nothing was measured that could be drawn")
+    return _page(
+        clean(title)[:90], "", (Bars("GiB", "", tuple((clean(name)[:40], value) for name, value in rows), most),)
+    )
+
+
+def _page(title: str, below: str, figures: Sequence[Figure]) -> str:
+    """One picture: a title, a line below it, and the figures under each other."""
     parts: list[str] = []
     top = float(_MARGIN)
-    parts.append(_text(_MARGIN, top + 14, clean(window.source)[:90], 13, bold=True))
-    looked = f"{window.looks} / {window.seconds:.1f} s" + (f"   vLLM {clean(window.version)}" if window.version else "")
-    parts.append(_text(_MARGIN, top + 31, looked, 11, _QUIET))
-    top += 46
+    parts.append(_text(_MARGIN, top + 14, title, 13, bold=True))
+    top += 22
+    if below:
+        parts.append(_text(_MARGIN, top + 9, below, 11, _QUIET))
+        top += 24
     for figure in figures:
         parts.append(_text(_MARGIN, top + 13, figure.title, 12, bold=True))
         body, height = _draw(figure, top + 22)
@@ -167,18 +184,23 @@ def to_svg(window: ServerWindow) -> str:
     return "\n".join([head, f'<rect width="100%" height="100%" fill="{_BACK}"/>', *parts, "</svg>", ""])
 
 
+def to_png(svg: str) -> bytes:
+    """The picture as PNG, in twice its size. Raises :class:`PlotError`."""
+    import resvg_py
+
+    try:
+        return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2.0))
+    except ValueError as error:
+        raise PlotError(str(error)) from None
+
+
 def save_plot(window: ServerWindow, path: Path) -> None:
     """Writes ``path`` (.svg or .png). Raises :class:`PlotError` and ``OSError``."""
     svg = to_svg(window)
     if path.suffix == ".svg":
         path.write_text(svg, encoding="utf-8")
         return
-    import resvg_py
-
-    try:
-        path.write_bytes(bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2.0)))
-    except ValueError as error:
-        raise PlotError(str(error)) from None
+    path.write_bytes(to_png(svg))
 
 
 def _draw(figure: Figure, top: float) -> tuple[list[str], float]:

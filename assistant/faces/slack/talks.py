@@ -15,6 +15,7 @@ from assistant.faces.slack.drawing import draw, pages
 from assistant.faces.slack.elements import Piece, cut, paragraph, rich, words
 from assistant.faces.slack.files import File, Unread, files_in
 from assistant.faces.slack.line import Line
+from assistant.faces.slack.results import figure_files
 from assistant.faces.slack.text import readable
 from assistant.readers import Ask, ReadersError
 from assistant.security.roles import ForbiddenError
@@ -122,6 +123,9 @@ async def diagnose(work: Work) -> None:
         talk = replace(talk, answers=Talk.of(earlier[0].state).answers)
     same_message = earlier is not None and order.get("talk") is not None
     await _begin(work, talk, diagnosis, answered.incident, earlier[0] if earlier and same_message else None)
+    drawn = await work.service.in_thread(lambda: list(figure_files(diagnosis, answered.window, work.catalog)))
+    for name, content, title in drawn:
+        await work.speaker.attach(work.client, work.line, name, content, title)
 
 
 async def _begin(

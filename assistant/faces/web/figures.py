@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from assistant.render.measured import named_figures
 from knowledge.catalog import Catalog
 from tools.evidence import Evidence
 
@@ -12,8 +13,6 @@ from tools.evidence import Evidence
 FULL = 360.0
 _ROW = 38.0
 _MOST_ROWS = 12
-#: Sentences whose key is this and the name of an observable are that observable's name for people.
-_NAME = "figure-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +48,7 @@ class Number:
 
 def charts(evidence: Iterable[Evidence], catalog: Catalog, lang: str) -> tuple[tuple[Chart, ...], tuple[Number, ...]]:
     """The bars, one chart a unit in which at least two figures are known, and the other figures as numbers."""
-    found: dict[str, float] = {}
-    for item in evidence:
-        is_number = isinstance(item.value, (int, float)) and not isinstance(item.value, bool)
-        if item.state == "present" and is_number and _NAME + item.name in catalog.sentences:
-            found[item.name] = max(found.get(item.name, float("-inf")), float(item.value or 0))
-    order = [key.removeprefix(_NAME) for key in catalog.sentences if key.startswith(_NAME)]
-    units: dict[str, list[tuple[str, float]]] = {}
-    for name in sorted(found, key=order.index):
-        declared = catalog.observable(name)
-        unit = declared.unit if declared is not None else ""
-        units.setdefault(unit, []).append((catalog.word(_NAME + name, lang), found[name]))
+    units = named_figures(evidence, catalog, lang)
     drawn, single = [], []
     for unit, rows in units.items():
         if unit == "GiB" and len(rows) > 1 and max(value for _, value in rows) > 0:

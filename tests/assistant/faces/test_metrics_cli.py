@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.tools.metrics.serving import HOSTILE, Servers, serving
+from tests.tools.metrics.serving import HOSTILE, Servers, in_a_thread
 from tests.tools.metrics.states import QUEUED, WORKING, one
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -80,21 +78,8 @@ def servers() -> Iterator[Servers]:
         "cut": one(WORKING, extra="vllm:num_requests_ru"),
         "bidi": one(WORKING, models=("m\u202egpj.exe\x1b[31m",)),
     }
-    found = Servers(states, dict(HOSTILE))
-    loop, ready = asyncio.new_event_loop(), threading.Event()
-    stop = asyncio.Event()
-
-    async def serve() -> None:
-        async with serving(found):
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    yield found
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
+    with in_a_thread(Servers(states, dict(HOSTILE))) as found:
+        yield found
 
 
 def test_a_queue_is_found_and_told_in_both_languages(servers: Servers) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 
 from tests.tools.metrics.pages import GENERATIONS, State, page
@@ -157,3 +158,24 @@ async def serving(servers: Servers) -> AsyncIterator[Servers]:
         for task in list(at_work):
             task.cancel()
         await asyncio.gather(*at_work, return_exceptions=True)
+
+
+@contextmanager
+def in_a_thread(servers: Servers) -> Iterator[Servers]:
+    """The servers, served by a loop in a thread of its own."""
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(servers):
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield servers
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)

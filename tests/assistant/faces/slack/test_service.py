@@ -17,6 +17,8 @@ from assistant.faces.slack import tooling
 from tests.assistant.faces.slack.driver import LOG, Served, User, buttons, form, wait_for, words
 from tests.assistant.faces.slack.rules import live_runs
 from tests.assistant.faces.slack.standin import Message, Slack
+from tests.tools.metrics.serving import Servers, in_a_thread
+from tests.tools.metrics.states import QUEUED, one
 from tools import registry
 
 SURE = "双卡起服务卡住，单卡正常，关掉 P2P 就好"
@@ -64,17 +66,20 @@ def served(slack: Slack, folder: Path) -> Iterator[Served]:
             return _Loaded(ranks=given.ranks, said="all ranks met <!channel>")
 
     targets = folder / "targets.yaml"
-    targets.write_text("targets: {prod: {address: 'http://127.0.0.1:9'}}\n")
-    running = Served(
-        folder,
-        slack,
-        VLLM_DIAGNOSE_SLACK_CLIENT_ID="111.222",
-        VLLM_DIAGNOSE_SLACK_CLIENT_SECRET="very-secret",
-        VLLM_DIAGNOSE_SLACK_MAX_FILE_BYTES="1000000",
-        VLLM_DIAGNOSE_TARGETS_FILE=str(targets),
-    )
-    yield running
-    running.stop()
+    with in_a_thread(Servers({"queue": one(QUEUED)})) as live:
+        targets.write_text(
+            f"targets: {{prod: {{address: 'http://127.0.0.1:9'}}, busy: {{address: '{live.url('queue')}'}}}}\n"
+        )
+        running = Served(
+            folder,
+            slack,
+            VLLM_DIAGNOSE_SLACK_CLIENT_ID="111.222",
+            VLLM_DIAGNOSE_SLACK_CLIENT_SECRET="very-secret",
+            VLLM_DIAGNOSE_SLACK_MAX_FILE_BYTES="1000000",
+            VLLM_DIAGNOSE_TARGETS_FILE=str(targets),
+        )
+        yield running
+        running.stop()
 
 
 @pytest.fixture
@@ -200,6 +205,30 @@ def test_a_server_is_named_and_what_is_not_known_is_a_question(user: User) -> No
     message = wait_for(lambda: user.slack.answers("C0OPEN")[before:])[0]
     wait_for(lambda: message.before)
     assert "server prod" in words(message.before[0]) or "server prod" in words(message.blocks)
+
+
+def test_a_live_server_is_diagnosed_and_its_figures_come_as_a_picture(user: User, slack: Slack) -> None:
+    before, files = user.count(), len(slack.shared_files)
+    assert user.command("busy").status_code == 200
+    message = user.answer(before)
+    assert "performance/queue-buildup" in words(message.blocks)
+    picture = wait_for(lambda: slack.shared_files[files:])[0]
+    assert (picture["name"], picture["thread"], picture["channel"]) == ("metrics.png", message.ts, "C0OPEN")
+    assert picture["content"].startswith(b"\x89PNG") and len(picture["content"]) == picture["length"]
+    assert slack.refused == []
+
+
+def test_what_a_log_says_of_memory_comes_as_a_picture(user: User, slack: Slack) -> None:
+    taken = (
+        "ValueError: Free memory on device (9.41/23.64 GiB) on startup is less than desired GPU memory utilization "
+        "(0.9, 21.28 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    root = slack.say("C0OPEN", taken, "U0BOB")
+    before, files = user.count(), len(slack.shared_files)
+    user.mention("why?", thread=root.ts)
+    user.answer(before)
+    picture = wait_for(lambda: slack.shared_files[files:])[0]
+    assert picture["name"] == "memory.png" and picture["thread"] == root.ts
 
 
 def test_a_log_in_a_thread_is_fetched_and_read(user: User, slack: Slack) -> None:
