@@ -52,16 +52,17 @@ def answered(slack: Slack) -> int:
 
 def main() -> None:
     slack = Slack().start()
-    with tempfile.TemporaryDirectory() as folder:
+    # The server's log goes to a file: a pipe that nobody reads would fill up and stop it.
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w+") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", "assistant.faces.cli.main", "serve", "--port", "0"],
             env={**os.environ, **environment(Path(folder), slack)},
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=said,
         )
         try:
-            assert process.stderr is not None
-            address = next(line for line in process.stderr if "serves" in line).split()[-1]
+            log = Path(folder) / "log"
+            line = wait_for(lambda: next((one for one in log.read_text().splitlines() if "serves" in one), ""), 60)
+            address = line.split()[-1]
             user = User(slack, address)
 
             def ready() -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from assistant.store.conversations import MOST_STATE
 from assistant.store.database import Database, StoreError, from_json, plain_text, to_json
@@ -57,34 +58,43 @@ class Orders:
 
     def accept(self, orders: Sequence[Order], owner: str, hold_s: float) -> list[Held | None]:
         """Keep orders and hold them at once; None for one whose key was seen before."""
-        claim = sa.text(
-            "INSERT INTO claims (key, value, at, until) VALUES (:key, '', :at, :until) ON CONFLICT DO NOTHING"
-        )
-        found: list[Held | None] = []
+        names = [plain_text(f"{order.face}:{order.key}", 600) for order in orders]
         with self._database.write() as connection:
             now = self._database.clock(connection)
-            for order in orders:
-                name = plain_text(f"{order.face}:{order.key}", 600)
-                connection.execute(sa.delete(CLAIMS).where(CLAIMS.c.key == name, CLAIMS.c.until <= now))
-                row = {"key": name, "at": now, "until": now + int(KEEP_KEY_S * 1000)}
-                if connection.execute(claim, row).rowcount != 1:
+            new = self._claim(connection, names, now)
+            found: list[Held | None] = []
+            rows: list[dict[str, Any]] = []
+            for name, order in zip(names, orders, strict=True):
+                if name not in new:
                     found.append(None)
                     continue
-                identifier = secrets.token_hex(10)
-                connection.execute(
-                    sa.insert(CONVERSATIONS).values(
-                        id=identifier,
-                        face=plain_text(order.face, 40),
-                        place=WAITING,
-                        incident=None,
-                        state=_text(order.state, owner, now + int(hold_s * 1000), 1),
-                        revision=1,
-                        created_at=now,
-                        updated_at=now,
-                    )
+                new.remove(name)  # a key that comes twice at once is one order
+                held = Held(secrets.token_hex(10), dict(order.state), 1, now, 1)
+                rows.append(
+                    {
+                        "id": held.id,
+                        "face": plain_text(order.face, 40),
+                        "place": WAITING,
+                        "incident": None,
+                        "state": _text(order.state, owner, now + int(hold_s * 1000), 1),
+                        "revision": 1,
+                        "created_at": now,
+                        "updated_at": now,
+                    }
                 )
-                found.append(Held(identifier, dict(order.state), 1, now, 1))
+                found.append(held)
+            if rows:
+                connection.execute(sa.insert(CONVERSATIONS), rows)
         return found
+
+    def _claim(self, connection: sa.Connection, names: Sequence[str], now: int) -> set[str]:
+        """Those of the keys that nobody had before. A few statements for all of them: the sender is waiting."""
+        insert = postgresql.insert if self._database.is_postgres else sqlite.insert
+        connection.execute(sa.delete(CLAIMS).where(CLAIMS.c.key.in_(names), CLAIMS.c.until <= now))
+        until = now + int(KEEP_KEY_S * 1000)
+        rows = [{"key": name, "value": "", "at": now, "until": until} for name in sorted(set(names))]
+        statement = insert(CLAIMS).on_conflict_do_nothing().returning(CLAIMS.c.key)
+        return set(connection.execute(statement, rows).scalars())
 
     def free(
         self, face: str, owner: str, hold_s: float, *, besides: frozenset[str] = frozenset(), limit: int = 20
