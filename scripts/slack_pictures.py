@@ -13,15 +13,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from assistant.alerts.board import Held
+from assistant.alerts.desk import found_of
+from assistant.alerts.groups import Found, Group, Row
+from assistant.alerts.messages import group_message
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import log_inputs, read_case
 from assistant.faces.slack import forms
 from assistant.faces.slack.answer import Shown, answer_message
-from knowledge.catalog import load
+from assistant.faces.slack.drawing import draw as draw_blocks
+from assistant.faces.slack.elements import actions, link
+from knowledge.catalog import Catalog, load
 
+Language = Literal["en", "zh"]
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "pictures"
 TALK = "0" * 20
@@ -34,11 +42,11 @@ SHOTS = (
 )  # fmt: skip
 STYLE = """
 body{margin:0;background:#fff;font:15px/1.46 "Noto Sans","Noto Sans CJK SC","WenQuanYi Zen Hei",sans-serif;color:#1d1c1d}
-#m{display:flex;gap:10px;padding:14px 18px;width:660px}
+#m{width:696px}.m{display:flex;gap:10px;padding:14px 18px;width:660px}#m .m .m,div .m{box-sizing:border-box;max-width:100%}
 .face{flex:0 0 36px;height:36px;border-radius:6px;background:#1f2937;color:#fff;font:700 18px/36px monospace;text-align:center}
 .body{flex:1;min-width:0}.name{font-weight:700}.app{background:#e8e8e8;color:#616061;font:700 10px sans-serif;padding:1px 4px;border-radius:3px;margin:0 6px}
 .time{color:#616061;font-size:12px}h2{font-size:18px;line-height:1.33;margin:8px 0 4px}.ctx{color:#616061;font-size:13px;margin:3px 0}
-.sec{margin:4px 0;white-space:pre-wrap;overflow-wrap:anywhere}ul{margin:4px 0;padding-left:24px}
+.sec{margin:4px 0;white-space:pre-wrap;overflow-wrap:anywhere}ul{margin:4px 0;padding-left:24px}li{white-space:pre-wrap}
 pre{background:#f8f8f8;border:1px solid #ddd;border-radius:4px;padding:8px;margin:5px 0;font:12px/1.5 "DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace;white-space:pre-wrap;overflow-wrap:anywhere}
 hr{border:0;border-top:1px solid #ddd;margin:10px 0}.acts{display:flex;flex-wrap:wrap;gap:8px;margin:8px 0}
 .btn{border:1px solid #bbb;border-radius:4px;padding:4px 12px;font-weight:700;font-size:14px;background:#fff}
@@ -122,17 +130,17 @@ def run(piece: dict[str, Any]) -> str:
     return made
 
 
-def message(blocks: Sequence[dict[str, Any]]) -> str:
+def message(blocks: Sequence[dict[str, Any]], identity: str = "m") -> str:
     """A message of the app."""
     name = '<span class="name">vllm-diagnose</span><span class="app">APP</span><span class="time">03:14</span>'
-    return f'<div id="m"><div class="face">v</div><div class="body"><div>{name}</div>{"".join(map(draw, blocks))}</div></div>'
+    return f'<div id="{identity}" class="m"><div class="face">v</div><div class="body"><div>{name}</div>{"".join(map(draw, blocks))}</div></div>'
 
 
 def modal(view: dict[str, Any]) -> str:
     """A form."""
     foot = f'<span class="btn">{text(view["close"])}</span><span class="btn primary">{text(view["submit"])}</span>'
     rows = "".join(map(draw, view["blocks"]))
-    return f'<div id="m" style="width:600px"><div class="modal"><h2>{text(view["title"])}</h2>{rows}<div class="foot">{foot}</div></div></div>'
+    return f'<div id="m" class="m" style="width:600px"><div class="modal"><h2>{text(view["title"])}</h2>{rows}<div class="foot">{foot}</div></div></div>'
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -151,6 +159,47 @@ def pages() -> Iterator[tuple[str, str]]:
     for lang in ("en", "zh"):
         service: Any = Service()
         yield f"slack-form-{lang}", modal(forms.ask_form(service, lang, {}))
+        yield f"slack-alert-{lang}", "".join(alert(known, lang))
+
+
+def alert(known: Catalog, lang: Language) -> Iterator[str]:
+    """A group of alerts as it fires, the answer in its thread, and the word that it is over."""
+    case, _ = read_case(
+        known, text="", logs=log_inputs([Path("tests/data/lab/tp2-truncated/server.log")]), language=lang
+    )
+    found = Engine(known).diagnose(case)
+    first = found.causes[0]
+    seen = found_of(found)
+    fix = first.fixes[0]
+    told = {"title": fix.title, "why": fix.why, "command": fix.command, "impact": fix.impact}
+    firing = Group(
+        "VllmDown",
+        0,
+        {"a": "firing", "b": "firing"},
+        targets={"prod-1": Row(("VllmDown",), seen), "prod-2": Row(("VllmDown",), seen)},
+        lead="prod-1",
+        fix=told,
+    )
+    over = replace(
+        firing,
+        keys={"a": "resolved", "b": "resolved"},
+        resolved_ms=23 * 60_000,
+        targets={
+            name: replace(row, after=Found("healthy", summary=known.word("summary-healthy", lang)))
+            for name, row in firing.targets.items()
+        },
+    )
+
+    def said(group: Group) -> str:
+        held = Held("g1", group, "inc1", "", 0)
+        told = group_message(held, known, lang, lambda path: f"https://diagnose.example.com{path}")
+        visit = actions("alert", [link("visit", known.word("slack-open", lang), told.url)])
+        return message([*draw_blocks(told.blocks), visit], "")
+
+    answer, _text = answer_message(found, known, Shown(TALK, 1))
+    yield '<div id="m" style="display:block">'
+    yield said(firing)
+    yield f'<div style="margin-left:46px;border-left:3px solid #ddd">{message(answer, "")}{said(over)}</div></div>'
 
 
 def shoot(chromium: str, page: str, to: Path, folder: Path) -> None:

@@ -180,7 +180,7 @@ def _page(title: str, below: str, figures: Sequence[Figure]) -> str:
         parts += body
         top += 22 + height + 14
     size = f'width="{_WIDTH}" height="{top:.0f}" viewBox="0 0 {_WIDTH} {top:.0f}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="DejaVu Sans, Helvetica, Arial, sans-serif">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} xml:space="preserve" font-family="DejaVu Sans, Helvetica, Arial, sans-serif">'
     return "\n".join([head, f'<rect width="100%" height="100%" fill="{_BACK}"/>', *parts, "</svg>", ""])
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from assistant.faces.slack.answer import Shown, answer_message
 from assistant.faces.slack.drawing import draw, fitted, pages
+from assistant.faces.slack.elements import actions, link
 from assistant.faces.slack.line import Line, UnreachableError
 from assistant.faces.slack.talks import FACE, Talk
 from assistant.readers import ReadersError
@@ -50,6 +51,10 @@ class Message(Protocol):
         """The message."""
 
     @property
+    def url(self) -> str:
+        """Where more about it is."""
+
+    @property
     def incident(self) -> str | None:
         """The incident that was kept of it."""
 
@@ -72,7 +77,8 @@ class SlackChannel:
 
     async def post(self, message: Message) -> str:
         """A new message, with the diagnosis and its buttons in its thread; returns the reference."""
-        first, *rest = pages(draw(message.blocks))
+        drawn = list(draw(message.blocks))
+        first, rest = self._whole(drawn, message), pages(drawn)[1:]
         try:
             client = await self._client()
             # Buttons and mentions in the thread name the workspace, so that the talk has to know it too.
@@ -89,11 +95,19 @@ class SlackChannel:
         line = Line(team, channel, "", ts=ts)
         try:
             client = await self._client()
-            now = fitted([], list(draw(message.blocks)), [])
+            now = self._whole(list(draw(message.blocks)), message)
             await self._face.speaker.show(client, line, now, message.title)
         except UnreachableError as error:
             raise self._refusal(str(error)) from None
         await self._below(client, line, message, pages(draw(message.blocks))[:1] if message.event == "resolved" else [])
+
+    def _whole(self, drawn: Sequence[Piece], message: Message) -> list[Piece]:
+        """The message as far as one holds it, with the way to the page where people outside reach it."""
+        settings = self._face.settings
+        if not settings.text("server.public_url"):
+            return fitted([], drawn, [])
+        label = self._face.service.catalog.word("slack-open", settings.text("language") or "en")
+        return fitted([], drawn, [actions("alert", [link("visit", label, message.url)])])
 
     async def _below(self, client: AsyncWebClient, line: Line, message: Message, said: Sequence[list[Piece]]) -> None:
         """Further messages in the thread, and the diagnosis where it is not there yet."""

@@ -170,7 +170,7 @@ def _where(quote: object, catalog: Catalog, diagnosis: Diagnosis) -> str:
         parts.append(catalog.word("label-line", lang, line=line))
     if process:
         parts.append(process)
-    return cut(", ".join(parts), 200)
+    return cut(("，" if lang == "zh" else ", ").join(parts), 200)
 
 
 def _tags(tags: Sequence[str]) -> list[Piece]:

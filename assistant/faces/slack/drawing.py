@@ -51,14 +51,28 @@ def _draw(block: Block) -> Iterator[Piece]:
         case Command(text):
             yield rich(fixed(broken(text, COLUMNS), MOST_COMMAND))
         case Item(title, tags, body, number):
-            yield rich(*_item(title, tags, number), *(part for inner in body for part in _inside(inner)))
+            below, rest = _below(body) if number is None else ((), body)
+            yield rich(*_item(title, tags, number, below), *(part for inner in rest for part in _inside(inner)))
 
 
-def _item(title: str, tags: Sequence[str], number: int | None) -> list[Piece]:
+def _below(body: Sequence[Block]) -> tuple[tuple[Text, ...], Sequence[Block]]:
+    """The sentences with which a body begins, which stand inside the bullet, and the rest."""
+    leading: list[Text] = []
+    for block in body:
+        if not isinstance(block, Text) or not block.text:
+            break
+        leading.append(block)
+    return tuple(leading), body[len(leading) :]
+
+
+def _item(title: str, tags: Sequence[str], number: int | None, below: Sequence[Text] = ()) -> list[Piece]:
     first = words(cut(f"{number}. {title}" if number is not None else title, _MOST_PARAGRAPH), bold=True)
     tagged = [piece for tag in tags for piece in (words("  "), words(tag, code=True))]
     if number is None:
-        return [bullets([[words(cut(title, _MOST_PARAGRAPH)), *tagged]])]
+        lines = [
+            run for text in below for run in (words("\n"), *prose(cut(_MARK[text.tone] + text.text, _MOST_PARAGRAPH)))
+        ]
+        return [bullets([[words(cut(title, _MOST_PARAGRAPH), bold=bool(lines)), *tagged, *lines]])]
     return [paragraph(first, *tagged)]
 
 

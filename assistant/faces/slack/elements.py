@@ -116,15 +116,9 @@ def button(action: str, text: str, value: str, *, style: str = "", confirm: Piec
     return piece
 
 
-def confirmation(title: str, text: str, ok: str, deny: str, *, style: str = "primary") -> Piece:
-    """The question that a button asks before it does anything."""
-    return {
-        "title": plain(title, 100),
-        "text": plain(text, 300),
-        "confirm": plain(ok, 30),
-        "deny": plain(deny, 30),
-        "style": style,
-    }
+def link(action: str, text: str, url: str) -> Piece:
+    """A button that opens an address of our own."""
+    return {"type": "button", "action_id": action, "text": plain(text, MOST_BUTTON), "url": url}
 
 
 def option(value: str, label: str) -> Piece:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 COMMAND = "/vllm-diagnose"
 SHORTCUT = "diagnose_message"
+#: A button that leads to a page; Slack opens it, and wants to hear that the click arrived.
+VISIT = "visit"
 #: Events that are subscribed to.
 EVENTS = ("app_mention",)
 _SUBCOMMANDS = ("help", "status", "memory", "runbook", "nccl")
@@ -52,6 +54,7 @@ def listen(app: AsyncApp, service: Service, desk: Desk) -> None:
     app.action(_PRESSES)(inbox.press)
     app.action(_CALLS)(inbox.call)
     app.action(_OPENS)(inbox.open_form)
+    app.action(VISIT)(inbox.visit)
     for callback in (forms.ASK, forms.MORE, forms.VALUE):
         app.view(callback)(inbox.submitted)
 
@@ -186,6 +189,10 @@ class Inbox:
         }
         trigger = _text(body, "trigger_id") or f"{action.get('action_ts')}:{line.user}:{name}"
         await self._desk.accept(f"press:{trigger}", whole)
+        await ack()
+
+    async def visit(self, ack: Any) -> None:
+        """A button that led to a page."""
         await ack()
 
     async def open_form(self, ack: Any, body: Mapping[str, Any], action: Mapping[str, Any], client: Any) -> None:

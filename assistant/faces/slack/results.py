@@ -93,7 +93,7 @@ def figure_files(
     evidence = diagnosis.case.reading.evidence if diagnosis.case is not None else ()
     named = named_figures(evidence, catalog, "en").get("GiB", ())
     with contextlib.suppress(PlotError):
-        yield "memory.png", to_png(memory_svg(diagnosis.target or "", named)), title
+        yield "memory.png", to_png(memory_svg(diagnosis.target or "GPU", named)), title
 
 
 def _gpus(result: Mapping[str, Any]) -> int:

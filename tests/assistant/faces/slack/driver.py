@@ -132,7 +132,7 @@ class User:
         block, element = find(message.blocks, action)
         act = {"type": element["type"], "action_id": action, "block_id": block["block_id"], "action_ts": "1"}
         if element["type"] == "button":
-            act |= {"value": element["value"], "text": element["text"]}
+            act |= {name: element[name] for name in ("value", "text", "url") if name in element}
         else:
             act["selected_option"] = next(o for o in element["options"] if choice in (o["value"], o["text"]["text"]))
         return {
