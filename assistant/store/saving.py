@@ -9,17 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assistant.settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from assistant.store.database import Database
+    from assistant.store.feedback import Seen
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The id of what was saved, or None and a sentence."""
+    """The id of what was saved, or None and a sentence. ``seen_before`` are earlier incidents with the same cause."""
 
     incident_id: str | None
     why: str = ""
+    seen_before: tuple[Seen, ...] = ()
 
 
 def save_incident(
@@ -70,6 +75,7 @@ def _save(
                 question=clean(question),
                 saved_by=saved_by,
             )
+            seen = _seen_before(database, diagnosis, incident)
     except ImportError as error:
         return Saved(None, f"Not saved: the package {error.name} is missing.")
     except Exception as error:  # noqa: BLE001  (an answer must come whatever happened here)
@@ -77,7 +83,20 @@ def _save(
 
         why = str(error) if isinstance(error, StoreError) else f"{type(error).__name__} while saving."
         return Saved(None, f"Not saved: {why}")
-    return Saved(incident)
+    return Saved(incident, seen_before=seen)
+
+
+def _seen_before(database: Database, diagnosis: Mapping[str, Any], incident: str) -> tuple[Seen, ...]:
+    """Earlier incidents with the same cause; what cannot be looked up costs nobody the answer."""
+    from assistant.store.database import StoreError
+    from assistant.store.feedback import Feedback
+
+    if diagnosis.get("verdict") != "cause":
+        return ()
+    try:
+        return Feedback(database).seen_before(diagnosis["causes"][0]["id"], diagnosis.get("target"), besides=incident)
+    except StoreError:
+        return ()
 
 
 def cleaner(settings: Settings) -> Callable[[str], str]:

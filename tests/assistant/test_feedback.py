@@ -46,6 +46,11 @@ def test_what_somebody_said_comes_back_with_the_next_incident_and_as_a_label(run
     text = run("show", second).stdout
     assert "Seen before here" in text and "downloaded it again" in text
 
+    asked = run("ask", "--log", str(LOG), "--save", "--lang", "zh").stdout  # the answer itself says so
+    assert "以前出现过" in asked and "downloaded it again" in asked
+    plain = run("ask", "--log", str(LOG), "-o", "json").stdout
+    assert "seen_before" not in json.loads(plain)
+
     run("feedback", second, "no", "it was model/weights-mismatch")
     third = saved(run, "ask", "the server is strange")
     run("feedback", third, "no", "no idea")
@@ -58,7 +63,7 @@ def test_what_somebody_said_comes_back_with_the_next_incident_and_as_a_label(run
     assert {row["id"]: row["causes"][0]["id"] for row in again}[first] == "model/corrupt-checkpoint"
 
     report = json.loads(run("feedback-report", "--json").stdout)
-    assert report[0] == {"cause": "model/corrupt-checkpoint", "incidents": 2, "yes": 1, "partly": 0, "no": 1}
+    assert report[0] == {"cause": "model/corrupt-checkpoint", "incidents": 3, "yes": 1, "partly": 0, "no": 1}
     assert "model/corrupt-checkpoint" in run("feedback-report").stdout
 
 

@@ -23,7 +23,7 @@ from assistant.faces.cli.options import fail
 from assistant.faces.cli.showing import EXIT as EXIT
 from assistant.faces.cli.showing import Shown as Shown
 from assistant.faces.cli.showing import catalogue as catalogue
-from assistant.faces.cli.showing import save as save
+from assistant.faces.cli.showing import conclude as conclude
 from assistant.faces.cli.showing import show as show
 from knowledge.catalog import Catalog
 from tools.logs import LogInput, ReadOptions
@@ -147,8 +147,7 @@ def answer(
         diagnosis = engine.diagnose(case)
     if target is None and (not reading or not diagnosis.looked_at and not text):
         fail("nothing could be read from what was given", 3)
-    incident = save(diagnosis, text) if shown.save else None
-    show(diagnosis, known, shown, incident)
+    conclude(diagnosis, known, shown, text)
     if shown.exit_code:
         raise typer.Exit(EXIT[diagnosis.verdict])
 

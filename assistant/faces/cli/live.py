@@ -157,8 +157,7 @@ def _refuse_if_not_asked(window: ServerWindow) -> None:
 
 def show(diagnosis: Diagnosis, window: ServerWindow, engine: Engine, wanted: Wanted) -> None:
     """Prints the answer, below it the figures for people, and draws them where that was asked for."""
-    incident = showing.save(diagnosis, wanted.target or "") if wanted.save else None
-    showing.show(diagnosis, engine.catalog, wanted.shown, incident)
+    showing.conclude(diagnosis, engine.catalog, wanted.shown, wanted.target or "")
     if wanted.output == "text" and window.looks:
         from assistant.faces.cli.figures import draw_figures
 

@@ -39,14 +39,17 @@ def catalogue() -> Catalog:
         fail(f"the knowledge base cannot be used: {error}", 3)
 
 
-def save(diagnosis: Diagnosis, question: str) -> str | None:
-    """Keeps the incident; where that cannot be done, one line says why and the answer comes all the same."""
+def conclude(diagnosis: Diagnosis, known: Catalog, shown: Shown, question: str) -> None:
+    """Prints the answer, and keeps the incident where that was asked for; where it cannot be kept, one line says why."""
+    if not shown.save:
+        show(diagnosis, known, shown)
+        return
     from assistant.store.saving import save_incident
 
     evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
     saved = save_incident(diagnosis.to_json(engine=__version__), evidence, question=question, saved_by="command line")
     print(f"saved as {saved.incident_id}" if saved.incident_id else f"vllm-diagnose: {saved.why}", file=sys.stderr)
-    return saved.incident_id
+    show(diagnosis, known, shown, saved.incident_id, seen_before=[seen.to_json() for seen in saved.seen_before])
 
 
 def show(
