@@ -48,10 +48,7 @@ class QuestionError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none.
-
-    ``window`` is what was seen of the live server that was looked at for it, to be drawn.
-    """
+    """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none, ``window`` what a server showed."""
 
     diagnosis: Diagnosis
     incident: str | None

@@ -137,6 +137,7 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
             policy=service.policy,
             audit=service.audit,
             runbooks=service.settings.text("runbooks_folder"),
+            server=service.server,
         )
     except (ActionError, OutboundError, ForbiddenError) as error:
         text = work.word("slack-job-failed", title=work.title(action.name), why=cut(work.told(error), 1500))
@@ -155,7 +156,7 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
 
 async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
     """Show the call to whoever asked, with the ticket to agree with."""
-    effect = work.word(f"slack-effect-{action.effect}")
+    effect = work.word(f"effect-{action.effect}")
     service = work.service
     try:
         ticket = service.consents.ask(work.who, action, arguments)
@@ -171,18 +172,18 @@ async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
         await work.whisper_text(work.told(error))
         return
     whole = action.validate(arguments).model_dump(mode="json", exclude_defaults=True)
-    title = work.word("slack-agree-title", title=work.title(action.name))
+    title = work.word("agree-title", title=work.title(action.name))
     blocks = [
         rich(
             paragraph(words(title, bold=True)),
-            paragraph(words(work.word("slack-agree-text", effect=effect))),
+            paragraph(words(work.word("agree-text", effect=effect))),
             fixed(f"{action.name} {json.dumps(whole, ensure_ascii=False)}", 2000),
         ),
         actions(
             f"call:{name}",
             [
-                button("agree", work.word("slack-agree"), name, style="danger"),
-                button("leave", work.word("slack-leave"), name),
+                button("agree", work.word("agree-run"), name, style="danger"),
+                button("leave", work.word("agree-leave"), name),
             ],
         ),
     ]
@@ -276,7 +277,7 @@ async def stop(work: Work) -> None:
             raise NotFoundError("")
         await service.in_thread(service.jobs.cancel, job.id)
     except NotFoundError:
-        await work.whisper("slack-needs-operator", title="stop", effect=work.word("slack-effect-runs"))
+        await work.whisper("slack-needs-operator", title="stop", effect=work.word("effect-runs"))
     except StoreError as error:
         await work.whisper_text(work.told(error))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.responses import Response
 
+from assistant.faces.web.checks import runnable
 from assistant.faces.web.figures import charts
 from assistant.faces.web.tree import picture
 from assistant.faces.web.visit import PageError
@@ -131,6 +132,8 @@ async def shown(visit: Visit, answered: Answered) -> Response:
         numbers=numbers,
         sources=[(source, _address(visit, source)) for source in (first.sources if first else ())],
         incident=incident,
+        checks=runnable(visit, diagnosis.next_steps),
+        seen=[seen.to_json() for seen in answered.seen_before],
         revision=answered.revision,
         not_saved=answered.not_saved,
         share=visit.shared.url(f"/incidents/{incident}") if incident else "",

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from assistant.faces.web import asking, fleet, incidents, memory, reading, signing
+from assistant.faces.web import asking, checks, fleet, incidents, memory, reading, signing
 from assistant.faces.web.door import Door
 from assistant.faces.web.sessions import Sessions
 from assistant.faces.web.visit import PageError, Visit, asset_address, assets, environment
@@ -38,6 +38,9 @@ def mount(app: FastAPI, shared: Shared) -> None:
         ("/incidents/{incident}", incidents.one, "GET"),
         ("/incidents/{incident}/answers", incidents.answer, "POST"),
         ("/incidents/{incident}/feedback", incidents.feedback, "POST"),
+        ("/incidents/{incident}/checks", checks.run, "POST"),
+        ("/jobs/{job}", checks.followed, "GET"),
+        ("/jobs/{job}/stop", checks.stop, "POST"),
         ("/runbooks", reading.runbooks, "GET"),
         ("/runbooks/site/{name:path}", reading.site_runbook, "GET"),
         ("/runbooks/{area}/{slug}", reading.one_runbook, "GET"),

@@ -121,6 +121,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         made = Tokens(database)
         tokens = {
             "viewer": made.create("on call", Role.viewer)[0],
+            "operator": made.create("operator", Role.operator)[0],
             "hostile": made.create(HOSTILE[:80], Role.viewer)[0],
             "narrow": made.create("narrow", Role.viewer, scopes=("search_knowledge",))[0],
         }

@@ -91,6 +91,19 @@ try {
   await page.click("#go");
   await page.waitForURL(/\/incidents\/[0-9a-f]{20}/, { timeout: 60000 });
   await look("question");
+  const asking = page.url();
+  const check = page.locator('form[action$="/checks"] button').last();
+  report.seen.checks = await check.count();
+  await check.click();
+  await page.waitForLoadState();
+  if (!page.url().includes("/jobs/")) {
+    await look("agree");
+    await page.click("button.primary");
+  }
+  await page.waitForURL(/\/jobs\//);
+  await page.waitForSelector('form[action$="/stop"]', { state: "detached", timeout: 60000 });
+  await look("check");
+  await page.goto(asking);
   const choice = page.locator('.questions button[name="value"]').first();
   report.seen.question = await choice.count();
   await choice.click();
