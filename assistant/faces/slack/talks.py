@@ -6,7 +6,7 @@ the revision they were drawn for; any member of the channel and any replica goes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis
     from assistant.faces.slack.work import Work
     from assistant.store.conversations import Conversation
+    from assistant.store.feedback import Seen
     from assistant.store.incidents import Incident
     from tools.evidence import Reading
 
@@ -118,6 +119,7 @@ async def diagnose(work: Work) -> None:
     diagnosis = answered.diagnosis
     if answered.not_saved:
         notes = (*notes, _not_kept(work, diagnosis, answered.not_saved))
+    notes = (*notes, *_seen(work, diagnosis, answered.seen_before))
     talk = Talk(diagnosis.language, work.line, _asked(work, diagnosis.language, text, files), notes)
     if earlier is not None:
         talk = replace(talk, answers=Talk.of(earlier[0].state).answers)
@@ -152,6 +154,24 @@ async def _begin(
         except StoreError as error:
             talk = replace(talk, notes=(*talk.notes, _not_kept(work, diagnosis, str(error))))
     await work.show(*answer_message(diagnosis, work.catalog, _shown(talk, identifier, revision)))
+
+
+def _seen(work: Work, diagnosis: Diagnosis, seen: Sequence[Seen]) -> Iterator[str]:
+    """The earlier incident that tells most: one whose fix is known, else one that was judged, else the newest."""
+    if not seen:
+        return
+    word, lang = work.catalog.word, diagnosis.language
+    row = min(seen, key=lambda one: (not one.fix, one.helped is None)).to_json()
+    date, target = str(row["date"])[:10], row["target"]
+    title = (
+        word("seen-before", lang, date=date, target=target) if target else word("seen-before-anywhere", lang, date=date)
+    )
+    said = [f"{word('heading-seen-before', lang)} · {title}"]
+    if row["fix"]:
+        said.append(f"{word('seen-before-fix', lang)}{'：' if lang == 'zh' else ': '}{row['fix']}")
+    elif row["helped"] in ("yes", "no"):
+        said.append(word("seen-before-confirmed" if row["helped"] == "yes" else "seen-before-wrong", lang))
+    yield cut(" · ".join(said), 380)
 
 
 def _not_kept(work: Work, diagnosis: Diagnosis, why: str) -> str:

@@ -332,6 +332,15 @@ def test_every_button_of_an_answer(user: User, slack: Slack) -> None:
     assert "worked" not in set(buttons(message.blocks))
 
 
+def test_what_was_seen_before_is_said_with_what_worked_then(served: Served, user: User) -> None:
+    asked(user, SURE)
+    incidents = served.app.state.shared.service.incidents
+    earlier = next(row["id"] for row in incidents.recent(5) if row["cause"] == "distributed/p2p-or-custom-allreduce")
+    incidents.feedback(earlier, "yes", comment="在 BIOS 里关掉了 ACS <!channel>", given_by="web: somebody")
+    shown = words(asked(user, SURE).blocks)
+    assert "以前出现过" in shown and "当时有效的办法：在 BIOS 里关掉了 ACS <!channel>" in shown
+
+
 def test_it_did_not_work_shows_what_else_it_may_be(user: User) -> None:
     message = asked(user, SURE)
     pressed(user, message, "failed")
