@@ -7,6 +7,7 @@ inverse-frequency weights; a cause scores by its best sentence, helped a little 
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,9 @@ ENOUGH_TERMS = 6
 LEAST_TRUST = 0.3
 #: Mark of a concept among the terms.
 _MARK = "§"
+#: A quick ranking reads so many (sentence, weight) pairs of so many terms and then follows so many sentences; terms of
+#: more pairs than ``_COMMON`` are prepared for that.
+_ENOUGH_READ, _MOST_TERMS, _LEADING, _COMMON = 400, 20, 40, 40
 
 
 class ConceptReader:
@@ -61,6 +65,10 @@ class ConceptReader:
                 self._seen.clear()
             self._seen[normalised] = found
         return found
+
+    def forget(self) -> None:
+        """Drop what is remembered of earlier texts."""
+        self._seen.clear()
 
 
 def terms(normalised: str, concepts: Iterable[str]) -> Counter[str]:
@@ -108,15 +116,59 @@ class Likeness:
 
 def rank(description: str, index: SymptomIndex, concepts: frozenset[str]) -> list[Likeness]:
     """Causes by likeness, best first. ``description`` is normalised; a long one is judged by its telling terms."""
-    found = terms(description, concepts)
-    weights = {t: n * index.inverse_frequency[t] for t, n in found.items() if t in index.inverse_frequency}
-    if not weights:
-        return []
-    enough = min(1.0, LEAST_TRUST + (1.0 - LEAST_TRUST) * len(weights) / ENOUGH_TERMS)
+    weights, trust = _weights(description, index, concepts)
     overlap: dict[int, float] = defaultdict(float)
-    for term, weight in _unit(weights).items():
+    for term, weight in weights.items():
         for number, other in index.postings[term]:
-            overlap[number] += weight * other * enough
+            overlap[number] += weight * other * trust
+    return _by_cause(overlap, index)
+
+
+class QuickRank:
+    """:func:`rank` in bounded time, for a search: terms are read from the rarest on, and when enough was read the common
+    ones that are left only add to the sentences that lead so far."""
+
+    def __init__(self, index: SymptomIndex) -> None:
+        self._index = index
+        self._common = {term: dict(rows) for term, rows in index.postings.items() if len(rows) > _COMMON}
+
+    def rank(self, description: str, concepts: frozenset[str]) -> list[Likeness]:
+        index = self._index
+        weights, trust = _weights(description, index, concepts)
+        telling = heapq.nlargest(_MOST_TERMS, weights, key=weights.__getitem__)
+        telling.sort(key=lambda term: (len(index.postings[term]), term))
+        overlap: dict[int, float] = defaultdict(float)
+        read = place = 0
+        for term in telling:
+            rows = index.postings[term]
+            if read and read + len(rows) > _ENOUGH_READ:
+                break
+            weight = weights[term] * trust
+            for number, other in rows:
+                overlap[number] += weight * other
+            read += len(rows)
+            place += 1
+        left = [
+            (weights[term] * trust, self._common.get(term) or dict(index.postings[term])) for term in telling[place:]
+        ]
+        if left:
+            leading = heapq.nlargest(_LEADING, overlap, key=overlap.__getitem__)
+            overlap = {
+                number: overlap[number] + sum([weight * common.get(number, 0.0) for weight, common in left])
+                for number in leading
+            }
+        return _by_cause(overlap, index)
+
+
+def _weights(description: str, index: SymptomIndex, concepts: frozenset[str]) -> tuple[dict[str, float], float]:
+    """The unit vector of a description over the terms that the index knows, and how far it is to be trusted."""
+    inverse = index.inverse_frequency
+    weights = {t: n * inverse[t] for t, n in terms(description, concepts).items() if t in inverse}
+    return _unit(weights), min(1.0, LEAST_TRUST + (1.0 - LEAST_TRUST) * len(weights) / ENOUGH_TERMS)
+
+
+def _by_cause(overlap: Mapping[int, float], index: SymptomIndex) -> list[Likeness]:
+    """From how much each sentence shares with a description to the causes, best first."""
     best: dict[str, list[float]] = defaultdict(list)
     for number, score in overlap.items():
         if score > LEAST_OVERLAP:

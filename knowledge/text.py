@@ -70,6 +70,7 @@ def normalise(text: str) -> str:
     return _SPACES.sub(" ", text).strip()
 
 
+@lru_cache(maxsize=16_384)
 def stem(word: str) -> str:
     """Cuts the commonest English endings; crude on purpose, the same on both sides of a comparison."""
     for suffix in _SUFFIXES:

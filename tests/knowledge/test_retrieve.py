@@ -10,7 +10,9 @@ import pytest
 
 from knowledge.catalog import load
 from knowledge.documents import cut, own_sections, site_sections
-from knowledge.retrieve import Retriever
+from knowledge.retrieve import KINDS, Retriever
+from knowledge.search import ConceptReader, QuickRank, rank
+from knowledge.text import normalise
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -33,8 +35,9 @@ def found(query: str, language: str, wants: list[str], limit: int) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "least_first", "least_five"),
-    # The second set was written with the added half of the first and never looked at while the search was tuned.
-    [("queries.jsonl", 0.95, 0.99), ("queries_apart.jsonl", 0.83, 0.95)],
+    # The second set was written with the added half of the first and never looked at while the search was tuned; the
+    # third was written later and measured once before anything was changed for it (0.883 and 1.000).
+    [("queries.jsonl", 0.95, 0.99), ("queries_apart.jsonl", 0.83, 0.95), ("queries_later.jsonl", 0.86, 0.98)],
 )
 def test_recall_over_our_own_queries(name: str, least_first: float, least_five: float) -> None:
     rows = queries(name)
@@ -46,8 +49,8 @@ def test_recall_over_our_own_queries(name: str, least_first: float, least_five: 
 
 def test_what_the_queries_want_exists() -> None:
     known = {section.id for section in own_sections()} | set(load().causes)
-    for name in ("queries.jsonl", "queries_apart.jsonl"):
-        for query in queries(name):
+    for path in DATA.glob("queries*.jsonl"):
+        for query in queries(path.name):
             assert set(query["wants"]) <= known, query
 
 
@@ -103,3 +106,28 @@ def test_a_heading_inside_a_code_block_is_text() -> None:
 @pytest.mark.parametrize("query", ["", " ", "\x00", "😀" * 500, "a" * 100_000, "《》（）"])
 def test_strange_queries_find_nothing_or_something_but_never_fail(query: str) -> None:
     RETRIEVER.search(query, 3, "zh")
+
+
+def test_what_a_query_says_first_decides_however_long_it_goes_on() -> None:
+    query = (
+        "the kv cache is full and requests are preempted, gpu_memory_utilization is 0.9, what else can be done? " * 3
+    )
+    for kind in KINDS:
+        assert RETRIEVER.search(query, 5, "en", kind=kind) == RETRIEVER.search(
+            query + "lora " * 50_000, 5, "en", kind=kind
+        )
+
+
+def test_the_quick_ranking_is_led_by_what_leads_the_thorough_one() -> None:
+    catalog = load()
+    reader, quick = ConceptReader(catalog.concepts), QuickRank(catalog.symptoms)
+    rows = [normalise(row["query"]) for path in DATA.glob("queries*.jsonl") for row in queries(path.name)]
+    same = total = 0
+    for words in rows:
+        concepts = reader.read(words)
+        thorough = rank(words, catalog.symptoms, concepts)
+        if thorough:
+            total += 1
+            same += thorough[0].cause in [like.cause for like in quick.rank(words, concepts)[:2]]
+    assert total > 200
+    assert same / total > 0.95
