@@ -84,11 +84,11 @@ class Cursor:
             self._counted, self._line = offset, number
 
     def absolute(self, data: bytearray, offset: int) -> int:
-        """The line number of an offset out of order."""
+        """The line number of an offset out of order, where a segment ends: no line before it is asked for later."""
+        if offset >= self._counted:
+            return self.number(data, offset)
         if self._numbers is not None:
             return self._original(data.count(b"\n", 0, offset))
-        if offset >= self._counted:
-            return self._line + data.count(b"\n", self._counted, offset)
         return self._line - data.count(b"\n", offset, self._counted)
 
     def _original(self, place: int) -> int:

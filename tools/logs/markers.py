@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 #: Pieces that most failing literals hold and a healthy server's traffic lacks, and the words of levels and refusals.
 #: Chosen by benchmarks/logs_markers.py.
@@ -35,8 +35,9 @@ _TRAFFIC = (
     "(apiserver pid=100) info 11-21 00:55:59 [logger.py:40] received request chatcmpl-3f00: prompt: 'tell me', params: "
     "samplingparams(n=1, presence_penalty=0.0, temperature=0.7, top_p=0.9, top_k=-1, seed=none, stop=[], max_tokens=16)\n"
 )
-#: A search compares so many letters of a piece at most; with these it passes over the rest of the text.
-_LONGEST_PIECE = 10
+#: Hyperscan compares the last eight letters of a literal first: with that many it passes over the rest of the text, and
+#: further ones only make the groups that it compares at once less alike (measured: 5 to 7 and 10 to 14 are slower).
+_LONGEST_PIECE = 8
 #: Marked lines closer than this are searched together: a search's start costs as much as some hundred bytes.
 _JOINED_BYTES = 512
 
@@ -57,6 +58,12 @@ def rarest_piece(literal: bytes) -> bytes:
     starts = range(max(1, len(literal) - _LONGEST_PIECE + 1))
     pieces = [literal[at : at + _LONGEST_PIECE] for at in starts]
     return min((piece for piece in pieces if piece not in _TRAFFIC.encode()), key=_commonness, default=literal)
+
+
+def rarest_pieces(literals: Iterable[bytes]) -> list[bytes]:
+    """The rarest piece of every literal, in order, without those that hold another one."""
+    pieces = {rarest_piece(literal) for literal in literals}
+    return sorted(piece for piece in pieces if not any(other != piece and other in piece for other in pieces))
 
 
 def is_covered(literal: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from knowledge.shapes import Message
 from knowledge.templates import SHORTEST_LITERAL, Converter, Value, compile_template, literal_of
 from tools.logs.database import Database, Literal
-from tools.logs.markers import MARKERS, is_covered, marked_lines, rarest_piece
+from tools.logs.markers import MARKERS, is_covered, marked_lines, rarest_pieces
 
 #: Kinds that a healthy server may print all day.
 ROUTINE = frozenset({"state", "request", "warning", "harmless"})
@@ -288,17 +288,17 @@ class Scanner:
         brisk = len(usual) == len(self._usual)
         gate = self._gates.get(brisk)
         if gate is None:
-            pieces = {
-                rarest_piece(literal)
+            pieces = rarest_pieces(
+                literal
                 for place, literal in enumerate(self.literals)
                 if is_failing(self, place) and not is_covered(literal)
-            }
+            )
             left_out = {place for place, _ in self._usual} if brisk else set()
             gate = self._gates[brisk] = Database(
                 [literal for literal in self._structure if literal.identity not in left_out]
                 + [
                     Literal(_MARKED + place, piece, True, False)
-                    for place, piece in enumerate((*MARKERS, *sorted(pieces)))
+                    for place, piece in enumerate((*MARKERS, *pieces))
                 ],
                 True,
             )
