@@ -12,6 +12,7 @@ from knowledge.shapes import Message
 from tools.evidence import Coverage, Evidence, LookedAt, Reading
 from tools.logs.commands import read_text
 from tools.logs.facts import Facts
+from tools.logs.garbage import rarely_searched
 from tools.logs.prose import prose_of
 from tools.logs.reader import SourceReader
 from tools.logs.report import Reporter, redactor
@@ -54,7 +55,8 @@ def read_logs(
     """
     options = options or ReadOptions()
     collector = _Collector(messages, options)
-    failed = [error for source in inputs if (error := collector.read(source)) is not None]
+    with rarely_searched():
+        failed = [error for source in inputs if (error := collector.read(source)) is not None]
     if inputs and len(failed) == len(inputs):
         raise SourceError("; ".join(str(error) for error in failed))
     return collector.result()

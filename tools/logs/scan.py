@@ -296,10 +296,7 @@ class Scanner:
             left_out = {place for place, _ in self._usual} if brisk else set()
             gate = self._gates[brisk] = Database(
                 [literal for literal in self._structure if literal.identity not in left_out]
-                + [
-                    Literal(_MARKED + place, piece, True, False)
-                    for place, piece in enumerate((*MARKERS, *pieces))
-                ],
+                + [Literal(_MARKED + place, piece, True, False) for place, piece in enumerate((*MARKERS, *pieces))],
                 True,
             )
         found = gate.scan(memoryview(data)[:size], 0)
