@@ -54,3 +54,14 @@ def lexicon() -> Lexicon:
     except OSError:
         rows = []
     return Lexicon([row.split() for row in rows if row.strip()])
+
+
+@lru_cache(maxsize=1)
+def asked_as() -> dict[str, str]:
+    """What people ask where a section answers, in both languages: its id -> phrases (``text_data/asked_as.txt``)."""
+    path = Path(__file__).resolve().parent / "text_data" / "asked_as.txt"
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        rows = []
+    return {name: phrases.strip() for name, mark, phrases in (row.partition(": ") for row in rows) if mark}

@@ -1,9 +1,10 @@
 """Finds causes and document sections for a few words, in both languages.
 
 An id comes first, then causes whose own error text stands in the query, then full text: BM25F over stems, pairs of
-Chinese characters, words that stand side by side and groups of synonyms, with the heading, its surroundings and the
-body as fields; a heading that says nearly what the query says counts again. What holds few of the query's words counts
-less. The two languages of a section are one hit: each lends the other some of its score.
+Chinese characters, words that stand side by side and groups of synonyms, with the heading, its surroundings, what
+people ask where the section answers, and the body as fields; a heading that says nearly what the query says counts
+again. What holds few of the query's words counts less. The two languages of a section are one hit: each lends the
+other some of its score.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Literal
 
 from knowledge.catalog import Catalog
 from knowledge.documents import Section, own_sections
-from knowledge.lexicon import lexicon
+from knowledge.lexicon import asked_as, lexicon
 from knowledge.nearby import Spelling
 from knowledge.search import ConceptReader, QuickRank
 from knowledge.shapes import Cause
@@ -27,7 +28,7 @@ from knowledge.text import normalise, tokens
 
 #: BM25's usual saturation (Robertson and Zaragoza, 2009), and how much the length of each field counts.
 K1 = 1.2
-FIELDS = {"heading": (8.0, 0.3), "around": (3.0, 0.3), "body": (1.0, 0.6)}  # weight, b
+FIELDS = {"heading": (8.0, 0.3), "asked": (3.0, 0.3), "around": (3.0, 0.3), "body": (1.0, 0.6)}  # weight, b
 #: A concept that a heading speaks of, and one of the query, in units of a word.
 CONCEPT_WEIGHT = 0.35
 #: A group of synonyms counts less than the word itself, words side by side a little more.
@@ -142,7 +143,7 @@ class Retriever:
                         section.text[:160],
                     )
                 )
-                counts.append(self._fields(own, around, section.text))
+                counts.append(self._fields(own, around, section.text, asked_as().get(section.id, "")))
                 headings.append([own, around] if section.anchor else [own])
         self._rarities, self._unseen = _rarities(counts)
         self._parts = self._cut(counts, headings)
@@ -164,11 +165,16 @@ class Retriever:
         found.update(self._lexicon.read(normalised, words))
         return found
 
-    def _fields(self, heading: str, around: str, body: str) -> _Counts:
+    def _fields(self, heading: str, around: str, body: str, asked: str = "") -> _Counts:
         words = normalise(heading)
         own = self._terms(words)
         own.update(_CONCEPT + concept for concept in self._reader.read(words))
-        return {"heading": own, "around": self._terms(normalise(around)), "body": self._terms(normalise(body))}
+        return {
+            "heading": own,
+            "asked": self._terms(normalise(asked)),
+            "around": self._terms(normalise(around)),
+            "body": self._terms(normalise(body)),
+        }
 
     def _cut(self, counts: Sequence[_Counts], headings: Sequence[Sequence[str]]) -> dict[Kind, _Part]:
         """The index of each kind by itself: who asks for causes does not pay for sections."""

@@ -10,9 +10,10 @@ import pytest
 
 from knowledge.catalog import load
 from knowledge.documents import cut, own_sections, site_sections
+from knowledge.lexicon import asked_as
 from knowledge.retrieve import KINDS, Retriever
 from knowledge.search import ConceptReader, QuickRank, rank
-from knowledge.text import normalise
+from knowledge.text import language_of, normalise
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -37,7 +38,7 @@ def found(query: str, language: str, wants: list[str], limit: int) -> bool:
     ("name", "least_first", "least_five"),
     # The second set was written with the added half of the first and never looked at while the search was tuned; the
     # third was written later and measured once before anything was changed for it (0.883 and 1.000).
-    [("queries.jsonl", 0.95, 0.99), ("queries_apart.jsonl", 0.83, 0.95), ("queries_later.jsonl", 0.86, 0.98)],
+    [("queries.jsonl", 0.95, 0.99), ("queries_apart.jsonl", 0.88, 0.97), ("queries_later.jsonl", 0.93, 0.98)],
 )
 def test_recall_over_our_own_queries(name: str, least_first: float, least_five: float) -> None:
     rows = queries(name)
@@ -45,6 +46,14 @@ def test_recall_over_our_own_queries(name: str, least_first: float, least_five: 
     five = sum(found(q["query"], q["language"], q["wants"], 5) for q in rows) / len(rows)
     assert first >= least_first, f"recall at 1 is {first:.3f}"
     assert five >= least_five, f"recall at 5 is {five:.3f}"
+
+
+def test_every_section_says_in_both_languages_what_is_asked_there() -> None:
+    anchored = {section.id for section in own_sections() if section.anchor}
+    assert set(asked_as()) == anchored
+    for name, phrases in asked_as().items():
+        said = [language_of(phrase) for phrase in phrases.split(";")]
+        assert {"en", "zh"} <= set(said), name
 
 
 def test_what_the_queries_want_exists() -> None:
