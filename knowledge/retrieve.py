@@ -46,9 +46,9 @@ MESSAGE_BONUS = 12.0
 SHORTEST_MESSAGE = 12
 #: An error text is looked for in so many characters of a query; its words are read from so many bytes of its beginning
 #: (UTF-8: a Chinese character says as much as three letters), its concepts, which cost most, from so many.
-QUERY_LIMIT, WORDS_LIMIT, CONCEPTS_LIMIT = 400, 200, 110
+QUERY_LIMIT, WORDS_LIMIT, CONCEPTS_LIMIT = 400, 160, 80
 #: So many terms of a query are looked up, the rarest ones.
-MOST_TERMS = 24
+MOST_TERMS = 20
 #: So many words that stand nowhere are looked for in other spellings.
 MOST_RESPELLED = 4
 #: Hits with less than this share of the best one's score are noise.
