@@ -7,7 +7,7 @@ from typing import Any
 
 from knowledge import catalog
 from tools.logs.hits import ChunkHits
-from tools.logs.markers import MARKERS, is_covered, marked_lines, rarest_piece
+from tools.logs.markers import MARKERS, is_covered, marked_lines, rarest_piece, rarest_pieces
 from tools.logs.scan import Scanner, is_failing
 
 ACCESS = 'INFO:     192.0.2.1:9 - "POST /v1/completions HTTP/1.1" 200 OK\n'
@@ -29,6 +29,13 @@ def test_every_failing_literal_marks_its_line() -> None:
         assert piece in literal
         if is_covered(literal) or piece != literal:
             assert piece not in traffic, f"{literal!r} would mark healthy traffic by {piece!r}"
+
+
+def test_a_piece_that_holds_another_is_not_looked_for_twice() -> None:
+    literals = [b"zzqx", b"the zzqx9 kernel"]
+    pieces = rarest_pieces(literals)
+    assert pieces == [b"zzqx"]
+    assert all(any(piece in literal for piece in pieces) for literal in literals)
 
 
 def test_a_gate_without_the_usual_literals_reports_the_same_hits() -> None:
