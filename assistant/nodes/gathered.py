@@ -23,8 +23,8 @@ class Clock:
 
 @dataclass
 class Gathered:
-    """By node's name. ``lost`` are nodes that did not answer or broke off, with why; ``again`` are the links after a
-    failed test."""
+    """By node's name. ``lost`` are nodes that did not answer, with why; ``died`` those that went away while the ranks ran;
+    ``again`` are the links after a failed test."""
 
     names: tuple[str, ...]
     described: dict[str, NodeDescription] = field(default_factory=dict)
@@ -34,4 +34,5 @@ class Gathered:
     links: dict[str, LinksReport] = field(default_factory=dict)
     tests: dict[str, NcclReport] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    died: dict[str, str] = field(default_factory=dict)
     again: dict[str, LinksReport] = field(default_factory=dict)

@@ -30,16 +30,18 @@ def judge(gathered: Gathered, lang: Language) -> Report:
     facts: list[Fact] = []
     for name, why in gathered.lost.items():
         sheet.add("cluster.lost", "bad", name, detail=why)
+    for name, why in gathered.died.items():
+        sheet.add("cluster.died", "bad", name, detail=why)
     broken = _links(sheet, gathered)
     cut = _cut(sheet, gathered)
     for name, why in gathered.failed.items():
         if name not in gathered.lost:
             sheet.add("cluster.failed", "bad", name, detail=why)
     differs(sheet, {name: node.settings for name, node in gathered.described.items()})
-    _ranks(sheet, gathered, facts, explained=bool(broken or cut))
+    _ranks(sheet, gathered, facts, explained=bool(broken or cut or gathered.died))
     _clocks(sheet, gathered)
     _places(sheet, gathered)
-    order = {"cluster.lost": 0, "cluster.cut": 1, "cluster.link": 2, "cluster.port": 3, "cluster.mtu": 4, "cluster.rank": 5, "cluster.failed": 6}  # fmt: skip
+    order = {"cluster.lost": 0, "cluster.died": 0, "cluster.cut": 1, "cluster.link": 2, "cluster.port": 3, "cluster.mtu": 4, "cluster.rank": 5, "cluster.failed": 6}  # fmt: skip
     bad = sorted((c for c in sheet.checks if c.status == "bad"), key=lambda c: order.get(c.id, 9))
     passed = bool(gathered.tests) and all(report.verdict != "bad" for report in gathered.tests.values())
     plan = gathered.plan
@@ -122,7 +124,7 @@ def _cut(sheet: Sheet, gathered: Gathered) -> set[tuple[str, str]]:
             if was is None or "open" not in was.ports.values() or "open" in peer.ports.values():
                 continue
             pair = (min(name, other), max(name, other))
-            if pair not in found:
+            if pair not in found and not gathered.died.keys() & set(pair):  # a dead node is more than a cut cable
                 found.add(pair)
                 sheet.add("cluster.cut", "bad", f"{pair[0]} ↔ {pair[1]}", one=pair[0], other=pair[1])
     return found

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from tools.host.packages import canonical
+from tools.launchers.node_worker import PACKAGES, PREFIXES
 from tools.network.interfaces import Interface, candidates, interfaces
 from tools.pinned import source_address
 from tools.processes import PROC, Server, interpreter, servers
@@ -20,9 +21,6 @@ from tools.registry import ActionError, Context, action
 from tools.sanity.choose import choose, find_server
 from tools.sanity.results import Asked, plain
 
-#: What decides how ranks of several nodes talk; a difference between nodes is worth a look whatever the value is.
-_PREFIXES = ("NCCL_", "GLOO_", "UCX_", "TORCH_NCCL_", "VLLM_NCCL_", "CUDA_DEVICE_ORDER", "VLLM_USE_", "VLLM_ATTENTION")
-_PACKAGES = ("vllm", "torch", "nvidia-nccl-cu12", "nvidia-nccl-cu13", "transformers", "ray", "flashinfer-python")
 _MOST_SETTINGS = 64
 _MOST_FILES = 3_000
 
@@ -64,7 +62,7 @@ def _describe(pid: int | None) -> NodeDescription:
     usable = candidates(rows)
     address, name = address_of(rows, environment)
     found: dict[str, str] = {"kernel": platform.release(), "machine": platform.machine()}
-    found |= {variable: plain(value, 120) for variable, value in sorted(environment.items()) if variable.startswith(_PREFIXES)}  # fmt: skip
+    found |= {variable: plain(value, 120) for variable, value in sorted(environment.items()) if variable.startswith(PREFIXES)}  # fmt: skip
     found |= _versions(server, pid)
     gpus, more = _cards()
     mtu = next((row.mtu for row in rows if row.name == name), None)
@@ -120,7 +118,7 @@ def _versions(server: Server | None, pid: int | None) -> dict[str, str]:
         if number >= _MOST_FILES:
             break
         package, _, version = path.name.removesuffix(".dist-info").rpartition("-")
-        if canonical(package) in _PACKAGES:
+        if canonical(package) in PACKAGES:
             found[canonical(package)] = plain(version, 60)
     return found
 

@@ -29,8 +29,12 @@ _MOST_EVENTS = 20_000
 _MOST_STDERR = 64 << 10
 #: Seconds that the program has to end by itself once its standard input is closed.
 _END_S = 3.0
+#: Seconds that it has once it was told to terminate: srun takes its job out of the queue then.
+_TERMINATE_S = 2.0
 
 Event = dict[str, Any]
+#: Sends one line to a program's standard input.
+Send = Callable[[str], None]
 
 
 class LaunchError(Exception):
@@ -47,6 +51,15 @@ class Ran:
     status: int | None = None
 
 
+def json_line(line: bytes) -> Event | None:
+    """The event of one line of output; None where something else printed it."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
 async def run_program(
     python: Sequence[str],
     source: str,
@@ -55,9 +68,13 @@ async def run_program(
     environment: Mapping[str, str],
     deadline_s: float,
     on_event: Callable[[Event], None] = lambda event: None,
+    on_start: Callable[[Send], None] = lambda send: None,
+    on_stderr: Callable[[str], None] = lambda line: None,
+    read: Callable[[bytes], Event | None] = json_line,
 ) -> Ran:
     """Run ``source`` under ``python`` (a command, with what must stand before it) and collect its JSON lines.
 
+    ``on_start`` is given a function that sends a line to the program, ``read`` makes an event of a line that it prints.
     Ends it after ``deadline_s`` seconds and on cancellation; when this returns, nothing that it started is left.
     Raises :class:`LaunchError`.
     """
@@ -79,16 +96,17 @@ async def run_program(
     except OSError as error:
         raise LaunchError(f"{python[-1]} cannot be run: {error.strerror or error}.") from None
     ran = Ran()
-    stderr = asyncio.create_task(_tail(process.stderr))
+    stderr = asyncio.create_task(_tail(process.stderr, on_stderr))
     try:
         assert process.stdin is not None  # noqa: S101 (for the type checker)
         text = source.encode()
         with contextlib.suppress(OSError):  # an interpreter that ends at once says why on stderr
             process.stdin.write(f"{len(text)}\n".encode() + text)
             await process.stdin.drain()
+        on_start(_sender(process.stdin))
         try:
             async with asyncio.timeout(deadline_s):
-                await _collect(process, ran, on_event)
+                await _collect(process, ran, on_event, read)
                 ran.status = await process.wait()
         except TimeoutError:
             ran.late = True
@@ -100,7 +118,20 @@ async def run_program(
     return ran
 
 
-async def _collect(process: asyncio.subprocess.Process, ran: Ran, on_event: Callable[[Event], None]) -> None:
+def _sender(stdin: asyncio.StreamWriter) -> Send:
+    def send(line: str) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # it has ended; whoever waits for its events sees that
+            stdin.write(line.encode() + b"\n")
+
+    return send
+
+
+async def _collect(
+    process: asyncio.subprocess.Process,
+    ran: Ran,
+    on_event: Callable[[Event], None],
+    read: Callable[[bytes], Event | None],
+) -> None:
     assert process.stdout is not None  # noqa: S101
     while len(ran.events) < _MOST_EVENTS:
         try:
@@ -109,19 +140,20 @@ async def _collect(process: asyncio.subprocess.Process, ran: Ran, on_event: Call
             return
         if not line:
             return
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # something else printed to this descriptor
-        if isinstance(event, dict) and isinstance(event.get("event"), str):
+        event = read(line)
+        if event is not None:
             ran.events.append(event)
             on_event(event)
 
 
-async def _tail(stream: asyncio.StreamReader | None) -> str:
-    kept = b""
+async def _tail(stream: asyncio.StreamReader | None, on_line: Callable[[str], None]) -> str:
+    kept, open_line = b"", b""
     while stream is not None and (data := await stream.read(4096)):
         kept = (kept + data)[-_MOST_STDERR:]
+        *lines, open_line = (open_line + data).split(b"\n")
+        for line in lines:
+            on_line(clean(line.decode("utf-8", "replace"))[:2000])
+        open_line = open_line[-_MOST_STDERR:]
     return kept.decode("utf-8", "replace")
 
 
@@ -132,6 +164,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _END_S)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            process.terminate()
+            await asyncio.wait_for(process.wait(), _TERMINATE_S)
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,10 +1,13 @@
-"""`sanity nccl --launcher nodes`: the test of the collectives over several nodes."""
+"""`sanity nccl --launcher nodes|ray|slurm|kubernetes`: the test of the collectives over several nodes."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +17,10 @@ from assistant.faces.cli.nodes import progress, with_nodes
 from assistant.faces.cli.options import fail
 
 if TYPE_CHECKING:
+    from assistant.nodes.gathered import Gathered
+    from tools.launchers.site import Site
     from tools.registry import Action
+    from tools.sanity.results import Language, Report
 
 
 class Launcher(StrEnum):
@@ -22,6 +28,8 @@ class Launcher(StrEnum):
 
     local = "local"
     nodes = "nodes"
+    ray = "ray"
+    slurm = "slurm"
 
 
 def ports_of(text: str | None) -> tuple[int, ...]:
@@ -70,6 +78,79 @@ def run_on_nodes(nodes: Sequence[str], options: Mapping[str, Any], *, ranks_per_
     finally:
         progress("")
     return judge(gathered, "zh" if lang == "zh" else "en")
+
+
+@dataclass(frozen=True, slots=True)
+class SiteOptions:
+    """What a site's launcher is told: the interpreter on the nodes, which or how many of them, where the cluster is."""
+
+    launcher: Launcher
+    nodes: tuple[str, ...] = ()
+    count: int | None = None
+    python: str | None = None
+    address: str = ""
+    ranks_per_node: int | None = None
+    ports: str | None = None
+    cpu_only: bool = False
+    on_busy_gpu: bool = False
+    stage_s: float | None = None
+    deadline_s: float = 1800.0
+
+
+def site_of(given: SiteOptions) -> AbstractAsyncContextManager[Site]:
+    """The way to the nodes that a launcher offers. Entering it raises ``SiteError`` and ``ActionError``."""
+    from tools.launchers.started import ray_site, slurm_site
+
+    if given.launcher is Launcher.ray:
+        claim = not (given.on_busy_gpu or given.cpu_only)
+        return ray_site(
+            python=given.python, address=given.address, nodes=given.nodes, cpu_only=given.cpu_only, claim=claim,
+            deadline_s=given.deadline_s,
+        )  # fmt: skip
+    return slurm_site(python=given.python, nodes=given.nodes, count=given.count, deadline_s=given.deadline_s)
+
+
+def run_on_site(given: SiteOptions, shown: Any) -> Report:
+    """The report over all nodes of a site, after the person has agreed."""
+    from assistant.faces.cli.answering import catalogue
+    from assistant.nodes.plan import PlanError
+    from assistant.nodes.site_group import try_site
+    from assistant.nodes.verdict import judge
+    from tools.launchers.site import SiteError
+    from tools.registry import ActionError
+
+    chosen = ports_of(given.ports)
+    lang: Language = "zh" if shown.lang == "zh" else "en"
+    known = catalogue()
+
+    def word(key: str, **values: object) -> str:
+        return known.word(key, lang, **values)
+
+    names = ", ".join(given.nodes[:12]) or (word("confirm-site-some", count=given.count) if given.count else word("confirm-site-all"))  # fmt: skip
+    _agree(
+        word("confirm-site", launcher=given.launcher.value, nodes=names, ports=", ".join(map(str, chosen))), shown.yes
+    )
+
+    def say(node: str, doing: str) -> None:
+        progress(f"{node}: {doing}" if node else word(f"cluster-progress-{doing}", detail=given.launcher.value))
+
+    async def main() -> Gathered:
+        async with asyncio.timeout(given.deadline_s), site_of(given) as site:
+            return await try_site(
+                site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=given.ranks_per_node, ports=chosen,
+                options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
+            )  # fmt: skip
+
+    try:
+        return judge(asyncio.run(main()), lang)
+    except SiteError as error:
+        fail(word(f"launcher-{error.kind}", **{"text": "", **error.values}), 3)
+    except (PlanError, ActionError) as error:
+        fail(str(error), 3)
+    except TimeoutError:
+        fail(word("launcher-deadline", seconds=round(given.deadline_s)), 3)
+    finally:
+        progress("")
 
 
 def run_on_node(name: str, action: Action, given: Mapping[str, Any], deadline_s: float | None) -> Any:

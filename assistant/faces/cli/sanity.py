@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant.faces.cli.launching import Launcher, run_on_nodes
+from assistant.faces.cli.launching import Launcher, SiteOptions, run_on_nodes, run_on_site
 from assistant.faces.cli.nodes import NodeOption
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
@@ -145,6 +145,12 @@ def nccl(
     ] = None,
     launcher: Annotated[Launcher, typer.Option("--launcher", help="who starts the ranks")] = Launcher.local,
     node: NodeOption = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=2, max=512, help="how many nodes Slurm or Kubernetes shall give")
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", help="of the Ray cluster; the one that runs here unless given")
+    ] = "",
     ports: Annotated[
         str | None, typer.Option("--ports", help="ports that are tried between nodes; ranks meet at the first")
     ] = None,
@@ -165,12 +171,19 @@ def nccl(
         _show(_judged(read, shown), shown, "nccl")
         return
     if launcher is not Launcher.local:
-        if any(given is not None for given in (python, pid, master, ranks)) or first_rank:
-            fail(
-                "--python, --pid, --master, --ranks and --first-rank belong to one node; --launcher gives them to each"
-            )
+        if any(given is not None for given in (pid, master, ranks)) or first_rank:
+            fail("--pid, --master, --ranks and --first-rank belong to one node; --launcher gives them to each")
+        if python is not None and launcher is Launcher.nodes:
+            fail("--python belongs to one node; each tool server takes that of its running server")
         options: dict[str, Any] = {"cpu_only": cpu_only, "on_busy_gpu": on_busy_gpu, "stage_s": stage_seconds}
-        _show(run_on_nodes(node or (), options, ranks_per_node=here, ports=ports, shown=shown), shown, "cluster")
+        if launcher is Launcher.nodes:
+            _show(run_on_nodes(node or (), options, ranks_per_node=here, ports=ports, shown=shown), shown, "cluster")
+            return
+        site = SiteOptions(
+            launcher, tuple(node or ()), nodes, python, address, here, ports, cpu_only, on_busy_gpu, stage_seconds,
+            deadline or 1800.0,
+        )  # fmt: skip
+        _show(run_on_site(site, shown), shown, "cluster")
         return
     arguments = {
         "ranks": ranks,
