@@ -205,7 +205,7 @@ class Outbound:
 
     async def request(
         self,
-        method: Literal["GET", "HEAD", "POST", "PATCH"],
+        method: Literal["GET", "HEAD", "POST", "PATCH", "DELETE"],
         url: str,
         *,
         body: object = None,
@@ -223,7 +223,11 @@ class Outbound:
                 for _ in range(MAX_REDIRECTS + 1):
                     reply = await self._once(method, where, body, headers or {}, limits, progress, started, take)
                     target = reply.headers.get("location")
-                    if reply.status not in (301, 302, 303, 307, 308) or target is None or method in ("POST", "PATCH"):
+                    if (
+                        reply.status not in (301, 302, 303, 307, 308)
+                        or target is None
+                        or method in ("POST", "PATCH", "DELETE")
+                    ):
                         return reply
                     where, before = self._redirected(where, target), where
                     if (where.scheme, where.port) != (before.scheme, before.port):

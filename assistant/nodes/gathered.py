@@ -24,7 +24,7 @@ class Clock:
 @dataclass
 class Gathered:
     """By node's name. ``lost`` are nodes that did not answer, with why; ``died`` those that went away while the ranks ran;
-    ``again`` are the links after a failed test."""
+    ``again`` are the links after a failed test; ``left`` is the command that removes what a launcher left behind."""
 
     names: tuple[str, ...]
     described: dict[str, NodeDescription] = field(default_factory=dict)
@@ -36,3 +36,4 @@ class Gathered:
     failed: dict[str, str] = field(default_factory=dict)
     died: dict[str, str] = field(default_factory=dict)
     again: dict[str, LinksReport] = field(default_factory=dict)
+    left: str = ""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Seconds in which all nodes must have described themselves: the site starts a process there, perhaps from a cold disk.
 HERE_S = 90.0
+#: The same where an image of many gigabytes may have to be fetched first.
+HERE_ALONE_S = 900.0
 _CLOCK_S = 5.0
 #: Seconds over its own that a part of the test may take until a node is given up.
 _MARGIN_S = 20.0
@@ -70,22 +72,39 @@ async def try_site(
     :class:`SiteError`.
     """
     say("", "start")
-    gathered = await gather_site(site, launcher, word)
+    gathered = await gather_site(site, launcher, word, HERE_ALONE_S if site.alone else HERE_S)
     if gathered.lost:
         return gathered  # a group with a hole in it only proves the hole
-    await _clocks(site, gathered)
+    if not site.alone:
+        await _clocks(site, gathered)
     plan = make_plan(list(gathered.described.items()), ranks_per_node=ranks_per_node, ports=ports)
     gathered.plan = plan
+    site.on_stage = lambda node, stage, rank: say(node, word("nccl-progress", stage=stage, rank=rank, note=""))
     say("", "links")
+    if site.alone:
+        await _overhear(site, gathered, lang, word)
+        return gathered
     await _links(site, gathered, "links", word)
     if not (gathered.failed or gathered.died or links_broken(gathered)):
         say("", "ranks")
-        site.on_stage = lambda node, stage, rank: say(node, word("nccl-progress", stage=stage, rank=rank, note=""))
         await _ranks(site, gathered, lang, options, word)
         if gathered.failed or gathered.died or any(test.verdict == "bad" for test in gathered.tests.values()):
             say("", "links")
             await _links(site, gathered, "again", word)
     return gathered
+
+
+async def _overhear(site: Site, gathered: Gathered, lang: Language, word: Word) -> None:
+    """The same of nodes that take no commands: wait for their last words."""
+    await site.wait(lambda: all(part.silent for part in _parts(site)), float("inf"))
+    keep_links(site, gathered, "links")
+    if not links_broken(gathered):
+        keep_ranks(site, gathered, lang, word)
+        if all("again" in part.ended or part.lost is not None for part in _parts(site)):
+            keep_links(site, gathered, "again")  # a node that was through and left is no cut cable
+    for part in _parts(site):
+        if part.lost is not None:
+            gathered.died[_name(part)] = _why(part, word)
 
 
 def keep_links(site: Site, gathered: Gathered, of: str) -> None:

@@ -41,6 +41,8 @@ def judge(gathered: Gathered, lang: Language) -> Report:
     _ranks(sheet, gathered, facts, explained=bool(broken or cut or gathered.died))
     _clocks(sheet, gathered)
     _places(sheet, gathered)
+    if gathered.left:
+        sheet.add("cluster.left", "note", gathered.left)
     order = {"cluster.lost": 0, "cluster.died": 0, "cluster.cut": 1, "cluster.link": 2, "cluster.port": 3, "cluster.mtu": 4, "cluster.rank": 5, "cluster.failed": 6}  # fmt: skip
     bad = sorted((c for c in sheet.checks if c.status == "bad"), key=lambda c: order.get(c.id, 9))
     passed = bool(gathered.tests) and all(report.verdict != "bad" for report in gathered.tests.values())

@@ -45,8 +45,9 @@ BOOT = (
 END_S = 3.0
 #: Seconds in which the others of a group must show up under their names, when nobody gives commands.
 MEET_S = 120.0
-#: Seconds a group without commands leaves for those who noticed a failure later, before the links are tried again.
-SETTLE_S = 4.0
+#: Seconds that the links are tried again when nobody gives commands: other nodes notice a failure later, some a stage later.
+#: Nobody waits that long where all come; link_worker tries for six tenths of it.
+AGAIN_S = 100.0
 MOST_TEXT = 4 << 20
 
 
@@ -286,12 +287,12 @@ class Worker:
 
     # --- without commands ---------------------------------------------------------------------------------------------
 
-    def alone(self) -> int:
+    def alone(self) -> None:
         """Links, ranks, and after a failure links again, with everybody who is named."""
         options = self.options
         peers = self.meet()
         if peers is None or self.address is None:
-            return 0
+            return
         ports = [int(port) for port in options.ports.split(",")]
         star = len(peers) + 1 > options.mesh
         tried = [peers[task] for task in sorted(peers) if not star or 0 in (task, options.task)]
@@ -300,7 +301,7 @@ class Worker:
                 "--mtu", str(min(self.mtu or 1500, 65535))]  # fmt: skip
         events = self.run("links", "links", part, seconds + 20)
         if self.ending or any("open" not in e["ports"].values() for e in events if e["event"] == "peer"):
-            return 0  # ranks would only wait for a pair without any way to each other
+            return  # ranks would only wait for a pair without any way to each other
         master = self.address if options.task == 0 else peers[0]
         ranks = ["--child", "--ranks", str((len(peers) + 1) * options.here), "--here", str(options.here),
                  "--first-rank", str(options.task * options.here), "--master", f"{master}:{ports[0]}"]  # fmt: skip
@@ -308,9 +309,7 @@ class Worker:
         ranks += ["--stage-seconds", str(options.stage_seconds)] if options.stage_seconds else []
         events = self.run("ranks", "ranks", ranks, options.rank_seconds)
         if not self.ending and not any(e["event"] == "verdict" and e.get("passed") for e in events):
-            time.sleep(SETTLE_S)
-            self.run("again", "links", part, seconds + 20)
-        return 0
+            self.run("again", "links", [*part, "--seconds", str(AGAIN_S)], AGAIN_S + 20)
 
     def meet(self) -> dict[int, str] | None:
         """The addresses of the others by number, as soon as all names lead somewhere; None where that takes too long."""
@@ -334,7 +333,9 @@ class Worker:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="node_worker.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--task", type=int, default=None, help="number of this node; Slurm's unless given")
+    parser.add_argument(
+        "--task", type=int, default=None, help="number of this node; that of Slurm or of the Indexed Job unless given"
+    )
     parser.add_argument("--name", default="", help="name of this node")
     parser.add_argument("--address", default="", help="this node's address as the site knows it")
     parser.add_argument("--names", default="", help="names of all nodes in their order: go through the whole alone")
@@ -347,8 +348,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cpu-only", action="store_true")
     options = parser.parse_args(arguments)
     if options.task is None:
-        options.task = int(os.environ.get("SLURM_PROCID", "0"))
-        options.name = options.name or os.environ.get("SLURMD_NODENAME", "")
+        options.task = int(os.environ.get("JOB_COMPLETION_INDEX") or os.environ.get("SLURM_PROCID") or 0)
+    options.name = options.name or os.environ.get("NODE_NAME") or os.environ.get("SLURMD_NODENAME", "")
+    options.address = options.address or os.environ.get("POD_IP", "")
     options.nodelist = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
     return options
 
@@ -358,7 +360,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.end, daemon=True).start())
     worker.describe()
     if worker.options.names:
-        return worker.alone()
+        worker.alone()
+        worker.frames.say("bye")
+        return 0  # whatever was found: the verdict is in what was printed, and an error would end the others' pods
     threading.Thread(target=worker.listen, daemon=True).start()
     return worker.follow()
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ BOOT = (
 )
 #: Seconds in which Ray must have placed a task: where a node's GPUs are claimed by somebody else it would wait for ever.
 PLACE_S = 25.0
+KNOCK_S = 5.0
 #: Seconds between two looks at which nodes the cluster still counts as alive.
 LOOK_S = 1.0
 
@@ -82,9 +84,11 @@ class NodeTask:
 
 
 def connect(ray: Any, options: argparse.Namespace) -> bool:
+    address = options.address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
+        knock(address)
         ray.init(
-            address=options.address or os.environ.get("RAY_ADDRESS") or "auto",
+            address=address,
             log_to_driver=False,
             logging_level="ERROR",
             configure_logging=False,
@@ -94,6 +98,16 @@ def connect(ray: Any, options: argparse.Namespace) -> bool:
         say("refused", kind=kind, text=first_line(error))
         return False
     return True
+
+
+def knock(address: str) -> None:
+    """Raise ``OSError`` where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+        except OSError as error:
+            raise OSError(f"{address}: {error.strerror or error}") from None
 
 
 def first_line(error: BaseException) -> str:

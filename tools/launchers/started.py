@@ -97,13 +97,15 @@ def _slurm_error(site: Site, line: str) -> None:
                 part = site.part(int(text))
                 part.name = part.name or plain(found[1], 80)
                 if not part.over:
-                    site.lose(part.task, "died", found[3])
+                    why = f"{found[3]}; {site.last_words}" if part.hello is None and site.last_words else found[3]
+                    site.lose(part.task, "died" if part.hello else "broken", why)
     elif found := _SRUN_NODE.match(line):
         for part in list(site.parts.values()):
             if part.name == found[1]:
                 site.lose(part.task, "died", line.removeprefix("srun: error: "))
-    elif (found := _SRUN_SAID.match(line)) and not any(part.hello for part in site.parts.values()):
-        site.last_words = plain(found[1])
+    elif line.strip() and not any(part.hello for part in site.parts.values()):
+        said = _SRUN_SAID.match(line)
+        site.last_words = plain(said[1] if said else line)
 
 
 @contextlib.asynccontextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ class Launcher(StrEnum):
     nodes = "nodes"
     ray = "ray"
     slurm = "slurm"
+    kubernetes = "kubernetes"
 
 
 def ports_of(text: str | None) -> tuple[int, ...]:
@@ -95,11 +96,19 @@ class SiteOptions:
     on_busy_gpu: bool = False
     stage_s: float | None = None
     deadline_s: float = 1800.0
+    kube: str = ""
+    context: str = ""
+    namespace: str = ""
+    image: str = ""
+    host_network: bool = False
 
 
-def site_of(given: SiteOptions) -> AbstractAsyncContextManager[Site]:
+def site_of(given: SiteOptions, ports: Sequence[int]) -> AbstractAsyncContextManager[Site]:
     """The way to the nodes that a launcher offers. Entering it raises ``SiteError`` and ``ActionError``."""
     from tools.launchers.started import ray_site, slurm_site
+
+    if given.launcher is Launcher.kubernetes:
+        return _kubernetes(given, ports)
 
     if given.launcher is Launcher.ray:
         claim = not (given.on_busy_gpu or given.cpu_only)
@@ -108,6 +117,34 @@ def site_of(given: SiteOptions) -> AbstractAsyncContextManager[Site]:
             deadline_s=given.deadline_s,
         )  # fmt: skip
     return slurm_site(python=given.python, nodes=given.nodes, count=given.count, deadline_s=given.deadline_s)
+
+
+@asynccontextmanager
+async def _kubernetes(given: SiteOptions, ports: Sequence[int]) -> AsyncIterator[Site]:
+    from assistant.nodes.plan import MESH
+    from assistant.settings import load
+    from assistant.targets import policy_for
+    from tools.launchers.kubernetes_api import Api
+    from tools.launchers.kubernetes_objects import JobPlan
+    from tools.launchers.kubernetes_site import cluster_of, kubernetes_site, new_name
+    from tools.launchers.site import SiteError
+    from tools.outbound import Outbound
+
+    count = given.count or len(given.nodes)
+    if not given.image or not count:
+        raise SiteError("kubernetes-image")
+    cluster, allowance = cluster_of(given.kube, given.context)
+    plan = JobPlan(
+        name=new_name(), namespace=given.namespace or cluster.namespace, image=given.image, count=count,
+        ranks_per_node=given.ranks_per_node or 1, nodes=given.nodes, python=given.python or "python3", ports=tuple(ports),
+        mesh=MESH, cpu_only=given.cpu_only, host_network=given.host_network, stage_s=given.stage_s,
+        deadline_s=given.deadline_s,
+    )  # fmt: skip
+    async with (
+        Outbound(policy_for(load(), {}, allowance)) as out,
+        kubernetes_site(Api(cluster, plan.namespace, out), plan, given.context) as site,
+    ):
+        yield site
 
 
 def run_on_site(given: SiteOptions, shown: Any) -> Report:
@@ -134,12 +171,19 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
     def say(node: str, doing: str) -> None:
         progress(f"{node}: {doing}" if node else word(f"cluster-progress-{doing}", detail=given.launcher.value))
 
+    ranks_per_node = given.ranks_per_node or (1 if given.launcher is Launcher.kubernetes else None)
+    used: list[Site] = []
+
     async def main() -> Gathered:
-        async with asyncio.timeout(given.deadline_s), site_of(given) as site:
-            return await try_site(
-                site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=given.ranks_per_node, ports=chosen,
-                options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
-            )  # fmt: skip
+        async with site_of(given, chosen) as site:
+            used.append(site)
+            async with asyncio.timeout(given.deadline_s):
+                gathered = await try_site(
+                    site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=ranks_per_node, ports=chosen,
+                    options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
+                )  # fmt: skip
+        gathered.left = site.left
+        return gathered
 
     try:
         return judge(asyncio.run(main()), lang)
@@ -151,6 +195,8 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
         fail(word("launcher-deadline", seconds=round(given.deadline_s)), 3)
     finally:
         progress("")
+        if used and used[0].left:
+            print(f"vllm-diagnose: {word('launcher-left', command=used[0].left)}", file=sys.stderr)
 
 
 def run_on_node(name: str, action: Action, given: Mapping[str, Any], deadline_s: float | None) -> Any:

@@ -148,6 +148,13 @@ def nccl(
     nodes: Annotated[
         int | None, typer.Option("--nodes", min=2, max=512, help="how many nodes Slurm or Kubernetes shall give")
     ] = None,
+    image: Annotated[str, typer.Option("--image", help="Kubernetes: image of the pods, the one vLLM runs with")] = "",
+    kube: Annotated[str, typer.Option("--kube", metavar="FILE", help="Kubernetes: kubeconfig, or in-cluster")] = "",
+    kube_context: Annotated[str, typer.Option("--kube-context", help="Kubernetes: context of that file")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes: where the Job is made")] = "",
+    host_network: Annotated[
+        bool, typer.Option("--host-network", help="Kubernetes: pods use the network of their nodes")
+    ] = False,
     address: Annotated[
         str, typer.Option("--address", help="of the Ray cluster; the one that runs here unless given")
     ] = "",
@@ -181,7 +188,7 @@ def nccl(
             return
         site = SiteOptions(
             launcher, tuple(node or ()), nodes, python, address, here, ports, cpu_only, on_busy_gpu, stage_seconds,
-            deadline or 1800.0,
+            deadline or 1800.0, kube, kube_context, namespace, image, host_network,
         )  # fmt: skip
         _show(run_on_site(site, shown), shown, "cluster")
         return
