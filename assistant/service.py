@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,6 +114,8 @@ class Service:
             require(principal, "diagnose", "reads")
             self.check_answers(ask.answers)
             ask, window = await self._looked(ask)
+            if ask.target is not None and ask.target.strip():
+                ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target), principal, face)))
             diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
             return Answered(diagnosis, None, 1, window=window)
@@ -129,7 +132,7 @@ class Service:
         incident, seen = await self.in_thread(self._save_new, diagnosis, question, f"{face}: {principal.id}")
         return Answered(diagnosis, incident, 1, seen_before=seen)
 
-    async def bundle(self, principal: Principal, ask: Ask, incident: str | None = None) -> bytes:
+    async def bundle(self, principal: Principal, ask: Ask, incident: str | None = None, *, face: str) -> bytes:
         """A redacted bundle of a saved incident, or of what is given. Raises what :meth:`diagnose` raises."""
         require(principal, "diagnose", "reads")
         if incident is not None:
@@ -139,6 +142,8 @@ class Service:
             return await self.readers.pack(ask, case, saved.id)
         self.check_answers(ask.answers)
         ask, _ = await self._looked(ask)
+        if ask.target is not None and ask.target.strip():
+            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target), principal, face)))
         return await self.readers.pack(clean_input(ask), None, None)
 
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
@@ -262,6 +267,47 @@ class Service:
 
         reading, window = await read_target(self.target(ask.target), self.policy, self.settings, window_s=LOOK_S)
         return replace(ask, readings=(*ask.readings, reading)), window
+    async def look(self, target: Target, principal: Principal, face: str) -> Reading:
+        """What a configured target shows over some seconds: its metrics, and where it has them its GPUs' exporter and the
+        tools of its node."""
+        from assistant.fleet.looking import look_at_target
+        from assistant.fleet.naming import limits_of
+        from assistant.nodes.looking import look_at_node
+        from assistant.settings import SettingsError
+        from tools.evidence import Reading
+        from tools.metrics.facts import evidence_of
+
+        try:
+            window, beside = await look_at_target(
+                target,
+                self.policy,
+                window_s=LOOK_S,
+                deadline_s=self.settings.number("deadline_s"),
+                limits=limits_of(self.settings),
+            )
+            beside += await look_at_node(target, self.policy, note=partial(self._remote_note, principal, face))
+        except SettingsError as error:  # a credential that cannot be read costs this look and not the answer
+            return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
+        return evidence_of(window) + beside
+
+    def _remote_note(
+        self,
+        principal: Principal,
+        face: str,
+        did: str,
+        effect: str,
+        target: str,
+        outcome: Outcome,
+        detail: Mapping[str, Any],
+    ) -> None:
+        """Write down what was asked of a node for somebody; a database that is away costs the note only."""
+        from assistant.store.database import StoreError
+
+        who, role = principal.id, principal.role.name
+        with contextlib.suppress(StoreError):
+            self.audit.note(
+                who=who, role=role, face=face, did=did, effect=effect, target=target, outcome=outcome, detail=detail
+            )
 
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,21 @@ from tools.redaction import clean
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from assistant.store.audit import Outcome
+
 PROTOCOL = "2026-07-28"
 #: Seconds that one look at a job waits on the node, and that a job may stand in the queue before the node is busy.
 _WAIT_S, _QUEUE_S = 8.0, 6.0
 _MOST_BYTES = 16 << 20
 _KEYS = "io.modelcontextprotocol/"
+
+
+#: Writes one call down: the tool, its effect, the node, how it ended, and the arguments. It may block on a database.
+Note = Callable[[str, str, str, "Outcome", Mapping[str, Any]], None]
+
+
+def unnoted(did: str, effect: str, target: str, outcome: Outcome, detail: Mapping[str, Any]) -> None:
+    """For calls that nobody has to answer for."""
 
 
 class RemoteError(Exception):
@@ -46,17 +56,33 @@ class Node:
 
 
 class RemoteTools:
-    """The actions of one node. ``outbound`` decides what may be connected to."""
+    """The actions of one node. ``outbound`` decides what may be connected to; ``note`` writes every call down."""
 
-    def __init__(self, node: Node, outbound: Outbound) -> None:
+    def __init__(self, node: Node, outbound: Outbound, note: Note = unnoted) -> None:
         self.node = node
         self._outbound = outbound
+        self._note = note
         self._number = 0
+
+    @contextlib.asynccontextmanager
+    async def _noted(self, name: str, arguments: Mapping[str, Any]) -> AsyncIterator[None]:
+        outcome: Outcome = "failed"
+        try:
+            yield
+            outcome = "done"
+        except RemoteError as error:
+            outcome = "refused" if error.kind == "refused" else "failed"
+            raise
+        finally:
+            if self._note is not unnoted:
+                effect = registry.get(name).effect
+                await asyncio.to_thread(self._note, name, effect, self.node.name, outcome, arguments)
 
     async def call(self, name: str, arguments: Mapping[str, Any], *, deadline_s: float = 30.0) -> BaseModel:
         """A ``reads`` action on the node; raises :class:`RemoteError`."""
-        body = await self._tool(name, arguments, deadline_s)
-        return self._read(name, body)
+        async with self._noted(name, arguments):
+            body = await self._tool(name, arguments, deadline_s)
+            return self._read(name, body)
 
     async def run(
         self,
@@ -71,6 +97,12 @@ class RemoteTools:
         The node's own operator role and confirmation hold besides. Cancelling this cancels the job there. Raises
         :class:`RemoteError`, of the kind ``busy`` when the node works on something else.
         """
+        async with self._noted(name, arguments):
+            return await self._run(name, arguments, deadline_s, on_progress)
+
+    async def _run(
+        self, name: str, arguments: Mapping[str, Any], deadline_s: float, on_progress: Callable[[str], None]
+    ) -> BaseModel:
         asked = await self._tool(name, arguments, 20.0)
         if "confirm" not in asked:
             raise RemoteError("failed", f"{self.node.name} did not ask to confirm {name}.")

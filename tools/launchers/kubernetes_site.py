@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,34 +68,35 @@ def new_name() -> str:
 
 
 @contextlib.asynccontextmanager
-async def kubernetes_site(api: Api, plan: JobPlan, context: str = "") -> AsyncIterator[Site]:
+async def kubernetes_site(
+    api: Api, plan: JobPlan, on_left: Callable[[str], None], context: str = ""
+) -> AsyncIterator[Site]:
     """Make the objects, watch the pods and read what they print; at the end remove everything and wait until it is gone.
 
-    What could not be removed stands in ``site.left``, as the command that removes it. Raises :class:`SiteError`.
+    ``on_left`` is given the command that removes what could not be removed. Raises :class:`SiteError`.
     """
     site = Site()
     site.expected = plan.count
     site.alone = True
     watcher: asyncio.Task[None] | None = None
+    made: set[str] = set()
     try:
-        await _create(api, plan)
+        await _create(api, plan, made)
         watcher = asyncio.create_task(_Watcher(api, plan, site).run())
         yield site
     finally:
         if watcher is not None:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)
-        cleaning = asyncio.ensure_future(_clean(api, plan))
+        cleaning = asyncio.ensure_future(_clean(api, plan, made))
         try:
-            gone = await asyncio.shield(cleaning)
-        except asyncio.CancelledError:  # a second Ctrl-C does not leave objects behind
-            gone = await cleaning
+            await asyncio.shield(cleaning)
+        except asyncio.CancelledError:  # a second interruption does not leave objects behind either
+            await cleaning
             raise
         finally:
-            if not (cleaning.done() and not cleaning.cancelled() and cleaning.result()):
-                site.left = by_hand(plan, context)
-        if not gone:
-            site.left = by_hand(plan, context)
+            if not cleaning.done() or cleaning.cancelled() or not cleaning.result():
+                on_left(by_hand(plan, context))
 
 
 def by_hand(plan: JobPlan, context: str = "") -> str:
@@ -104,22 +105,28 @@ def by_hand(plan: JobPlan, context: str = "") -> str:
     return f"kubectl {where}-n {plan.namespace} delete job,service,configmap,pod -l {RUN}={plan.name}"
 
 
-async def _create(api: Api, plan: JobPlan) -> None:
+async def _create(api: Api, plan: JobPlan, made: set[str]) -> None:
+    """Make all objects; ``made`` are the kinds that may be there now, also where no answer came."""
     what = "jobs"
     try:
-        made = await api.create("jobs", job(plan))
-        owner = text(table(made.get("metadata")).get("uid"))
+        made.add(what)
+        owner = text(table((await api.create("jobs", job(plan))).get("metadata")).get("uid"))
         for what, body in (("configmaps", config_map(plan, owner)), ("services", service(plan, owner))):
+            made.add(what)
             await api.create(what, body)
     except ApiError as error:
+        if 400 <= error.status < 500:
+            made.discard(what)
         kind = "kubernetes-forbidden" if error.status in (401, 403) else "kubernetes-refused"
         raise SiteError(kind, what=what, namespace=plan.namespace, text=error.said) from None
 
 
-async def _clean(api: Api, plan: JobPlan) -> bool:
-    """Remove everything, as often as it takes; says whether nothing is left."""
+async def _clean(api: Api, plan: JobPlan, made: set[str]) -> bool:
+    """Remove what was made, as often as it takes; says whether nothing is left."""
+    if not made:
+        return True
     end = time.monotonic() + _CLEAN_S
-    left = set(KINDS)
+    left = set(made)
     pause = 0.2
     while time.monotonic() < end:
         for kind in KINDS:

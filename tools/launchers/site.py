@@ -90,8 +90,7 @@ class Site:
     """The nodes of a test by number. ``send`` reaches all of them, once the launcher has set it.
 
     ``refused`` is why the site cannot be used, ``over`` that its launcher has ended, ``last_words`` what it said then.
-    ``alone`` nodes take no commands and go through the whole by themselves; ``left`` is the command that removes what
-    could not be removed from the site.
+    ``alone`` nodes take no commands and go through the whole by themselves.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -101,7 +100,6 @@ class Site:
         self.over = False
         self.last_words = ""
         self.alone = False
-        self.left = ""
         self.send: Send = lambda line: None
         self.on_stage: Callable[[str, str, int], None] = lambda node, stage, rank: None
         self._news = asyncio.Event()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from assistant.faces.cli.auditing import noted
 from assistant.faces.cli.nodes import progress, with_nodes
 from assistant.faces.cli.options import fail
 
 if TYPE_CHECKING:
     from assistant.nodes.gathered import Gathered
+    from assistant.store.audit import Outcome
     from tools.launchers.site import Site
     from tools.registry import Action
     from tools.sanity.results import Language, Report
@@ -103,12 +105,17 @@ class SiteOptions:
     host_network: bool = False
 
 
-def site_of(given: SiteOptions, ports: Sequence[int]) -> AbstractAsyncContextManager[Site]:
-    """The way to the nodes that a launcher offers. Entering it raises ``SiteError`` and ``ActionError``."""
+def site_of(
+    given: SiteOptions, ports: Sequence[int], on_left: Callable[[str], None]
+) -> AbstractAsyncContextManager[Site]:
+    """The way to the nodes that a launcher offers. Entering it raises ``SiteError`` and ``ActionError``.
+
+    ``on_left`` is given the command that removes what could not be removed from the site.
+    """
     from tools.launchers.started import ray_site, slurm_site
 
     if given.launcher is Launcher.kubernetes:
-        return _kubernetes(given, ports)
+        return _kubernetes(given, ports, on_left)
 
     if given.launcher is Launcher.ray:
         claim = not (given.on_busy_gpu or given.cpu_only)
@@ -120,7 +127,7 @@ def site_of(given: SiteOptions, ports: Sequence[int]) -> AbstractAsyncContextMan
 
 
 @asynccontextmanager
-async def _kubernetes(given: SiteOptions, ports: Sequence[int]) -> AsyncIterator[Site]:
+async def _kubernetes(given: SiteOptions, ports: Sequence[int], on_left: Callable[[str], None]) -> AsyncIterator[Site]:
     from assistant.nodes.plan import MESH
     from assistant.settings import load
     from assistant.targets import policy_for
@@ -142,7 +149,7 @@ async def _kubernetes(given: SiteOptions, ports: Sequence[int]) -> AsyncIterator
     )  # fmt: skip
     async with (
         Outbound(policy_for(load(), {}, allowance)) as out,
-        kubernetes_site(Api(cluster, plan.namespace, out), plan, given.context) as site,
+        kubernetes_site(Api(cluster, plan.namespace, out), plan, on_left, given.context) as site,
     ):
         yield site
 
@@ -172,21 +179,24 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
         progress(f"{node}: {doing}" if node else word(f"cluster-progress-{doing}", detail=given.launcher.value))
 
     ranks_per_node = given.ranks_per_node or (1 if given.launcher is Launcher.kubernetes else None)
-    used: list[Site] = []
+    left: list[str] = []
 
     async def main() -> Gathered:
-        async with site_of(given, chosen) as site:
-            used.append(site)
+        async with site_of(given, chosen, left.append) as site:
             async with asyncio.timeout(given.deadline_s):
                 gathered = await try_site(
                     site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=ranks_per_node, ports=chosen,
                     options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
                 )  # fmt: skip
-        gathered.left = site.left
+        gathered.left = left[0] if left else ""
         return gathered
 
+    detail = {name: value for name, value in asdict(given).items() if value}
+    outcome: Outcome = "failed"
     try:
-        return judge(asyncio.run(main()), lang)
+        report = judge(asyncio.run(main()), lang)
+        outcome = "done"
+        return report
     except SiteError as error:
         fail(word(f"launcher-{error.kind}", **{"text": "", **error.values}), 3)
     except (PlanError, ActionError) as error:
@@ -195,8 +205,10 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
         fail(word("launcher-deadline", seconds=round(given.deadline_s)), 3)
     finally:
         progress("")
-        if used and used[0].left:
-            print(f"vllm-diagnose: {word('launcher-left', command=used[0].left)}", file=sys.stderr)
+        with noted() as notes:
+            notes.note("run_nccl_test", "loads", f"{given.launcher.value}: {names}", outcome, detail)
+        if left:
+            print(f"vllm-diagnose: {word('launcher-left', command=left[0])}", file=sys.stderr)
 
 
 def run_on_node(name: str, action: Action, given: Mapping[str, Any], deadline_s: float | None) -> Any:

@@ -146,7 +146,20 @@ def with_target(case: Case, given: str, deadline_s: float) -> Case:
     wanted = Wanted(given, WINDOW_S, deadline_s)
     window, beside = look(target, policy_of(settings, targets, target), wanted, limits_of(settings))
     _refuse_if_not_asked(window)
+    beside += _node_of(target, policy_of(settings, targets, target), case.language)
     return replace(case, reading=case.reading + evidence_of(window) + beside, target=target.name)
+
+
+def _node_of(target: Target, policy: Policy, language: str) -> Reading:
+    """What the tool server on the target's node sees, where it has one."""
+    from assistant.faces.cli.auditing import noted
+    from assistant.nodes.looking import look_at_node
+
+    try:
+        with noted() as notes:
+            return asyncio.run(look_at_node(target, policy, lang=language, note=notes.note))
+    except SettingsError as error:
+        fail("; ".join(error.problems))
 
 
 def _refuse_if_not_asked(window: ServerWindow) -> None:

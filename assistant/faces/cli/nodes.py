@@ -25,6 +25,7 @@ NodeOption = Annotated[
 
 def with_nodes(wanted: Sequence[str], least: int, work: Callable[[list[RemoteTools]], Awaitable[T]], deadline_s: float | None = None) -> T:  # fmt: skip
     """Do ``work`` with the tools of the wanted nodes; ends the command in a sentence where there are too few."""
+    from assistant.faces.cli.auditing import noted
     from assistant.fleet.naming import known_targets, policy_of
     from assistant.nodes.known import nodes_of
     from assistant.nodes.remote import RemoteTools
@@ -44,8 +45,9 @@ def with_nodes(wanted: Sequence[str], least: int, work: Callable[[list[RemoteToo
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[list[RemoteTools]]:
-        async with Outbound(policy_of(settings, targets)) as out:
-            yield [RemoteTools(node, out) for node in nodes]
+        with noted() as notes:
+            async with Outbound(policy_of(settings, targets)) as out:
+                yield [RemoteTools(node, out, notes.note) for node in nodes]
 
     async def main() -> T:
         async with opened() as tools, asyncio.timeout(deadline_s):

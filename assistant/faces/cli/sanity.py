@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant.faces.cli.auditing import noted
 from assistant.faces.cli.launching import Launcher, SiteOptions, run_on_nodes, run_on_site
 from assistant.faces.cli.nodes import NodeOption
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
@@ -340,7 +341,8 @@ def _performed(action: Action, given: dict[str, Any], shown: Shown, policy: Any,
     from tools.registry import ActionError, DeadlineError, InputError
 
     report = _progress() if sys.stderr.isatty() else None
-    with _audit(action) as audit:
+    with noted() as notes:
+        audit = notes.audit if action.effect != "reads" else None
         try:
             return asyncio.run(
                 perform(
@@ -373,27 +375,6 @@ def _progress() -> Callable[[float | None, str], None]:
         sys.stderr.flush()
 
     return say
-
-
-@contextlib.contextmanager
-def _audit(action: Action) -> Any:
-    """The audit table for a call that touches something; without a database the note is lost and the call is not."""
-    if action.effect == "reads":
-        yield None
-        return
-    from assistant.settings import SettingsError
-    from assistant.settings import load as load_settings
-    from assistant.store.audit import Audit
-    from assistant.store.database import StoreError
-    from assistant.store.opening import open_store
-
-    with contextlib.ExitStack() as stack:
-        audit = None
-        try:
-            audit = Audit(stack.enter_context(open_store(load_settings())))
-        except (StoreError, SettingsError, OSError) as error:
-            print(f"vllm-diagnose: this call could not be written down: {error}", file=sys.stderr)
-        yield audit
 
 
 def _judged(path: Path, shown: Shown) -> Any:

@@ -68,6 +68,6 @@ async def create(request: Request, who: Sender, given: BundleRequest) -> Respons
         target=given.target,
         answers=given.answers,
     )
-    data = await service_of(request).bundle(who, Ask() if given.incident else ask, given.incident)
+    data = await service_of(request).bundle(who, Ask() if given.incident else ask, given.incident, face="http")
     headers = {"Content-Disposition": 'attachment; filename="incident.zip"'}
     return Response(data, status_code=201, media_type=MEDIA, headers=headers)

@@ -45,10 +45,11 @@ def go(cluster: FakeCluster, **more: Any) -> tuple[dict[str, Any], str]:
     async def main(file: Path) -> tuple[dict[str, Any], str]:
         found, allowance = launched.cluster_of(str(file), "")
         made = plan(**more)
+        left: list[str] = []
         async with Outbound(Policy(allowed=(allowance,))) as out:
-            async with launched.kubernetes_site(Api(found, made.namespace, out), made) as site:
+            async with launched.kubernetes_site(Api(found, made.namespace, out), made, left.append) as site:
                 gathered = await try_site(site, launcher="kubernetes", lang="en", word=word, options={}, ranks_per_node=1, ports=made.ports)  # fmt: skip
-            return judge(gathered, "en").model_dump(mode="json"), site.left
+            return judge(gathered, "en").model_dump(mode="json"), "".join(left)
 
     with serving(cluster) as file:
         return asyncio.run(asyncio.wait_for(main(file), 120))

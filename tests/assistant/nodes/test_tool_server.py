@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from assistant.nodes.remote import Node, RemoteError, RemoteTools, _last_event
-from tests.assistant.nodes.serving import Served, tool_server
+from tests.assistant.nodes.serving import Served, command, tool_server
 from tools import registry
 from tools.addresses import Allowance, Policy
 from tools.outbound import Outbound
@@ -107,3 +109,50 @@ def test_the_way_out_decides_what_a_node_may_be(served: Served) -> None:
 def test_the_last_message_of_a_stream_counts() -> None:
     text = 'event: message\ndata: {"method": "notifications/progress"}\n\ndata: {"id": 1,\ndata:  "result": {}}\n\n: end\n\n'
     assert _last_event(text) == {"id": 1, "result": {}}
+
+
+def test_every_call_leaves_a_line_here(served: Served) -> None:
+    lines: list[tuple[Any, ...]] = []
+
+    def note(*line: Any) -> None:
+        lines.append(line[:4])
+
+    async def main(token: str, work: Any) -> None:
+        async with Outbound(Policy(allowed=(Allowance.of(served.address),))) as out:
+            await work(RemoteTools(Node("n1", served.address, {"Authorization": f"Bearer {token}"}), out, note))
+
+    asyncio.run(main(served.viewer, lambda tools: tools.call("describe_node", {})))
+    for token, kind in ((served.viewer, "operator"), ("vdg_wrong", "token")):
+        with pytest.raises(RemoteError, match=kind):
+            asyncio.run(main(token, lambda tools: tools.run("check_links", links(), deadline_s=30)))
+    assert lines[0] == ("describe_node", "reads", "n1", "done")
+    assert [line[:3] for line in lines[1:]] == [("check_links", "loads", "n1")] * 2
+    assert {line[3] for line in lines[1:]} <= {"refused", "failed"}
+
+
+def test_ask_gathers_from_the_node_of_its_target(served: Served, tmp_path: Path) -> None:
+    file = tmp_path / "targets.yaml"
+    tools = {"mcp": served.address, "token_env": "T"}
+    dead = {"mcp": "http://127.0.0.1:9/mcp", "token_env": "T"}
+    file.write_text(json.dumps({"targets": {
+        "one": {"address": "http://127.0.0.1:9", "node_tools": tools},
+        "two": {"address": "http://127.0.0.1:9", "node_tools": dead},
+    }}))  # fmt: skip
+    env = served.environment | {"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path), "T": served.viewer}
+    env |= {"VLLM_DIAGNOSE_TARGETS_FILE": str(file)}
+
+    def ask(target: str) -> dict[str, Any]:
+        ran = subprocess.run(command("ask", "it does not start", "--target", target, "-o", "json", "--full"), env=env, capture_output=True, text=True, timeout=90, check=False)  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        found: dict[str, Any] = json.loads(ran.stdout)
+        return found
+
+    one = ask("one")
+    assert {"check_gpu", "check_host", "check_network"} <= {place["source"] for place in one["looked_at"]}, one["looked_at"]  # fmt: skip
+    assert any(fact["origin"]["source"] == "check_host" for fact in one["evidence"]["reading"]["evidence"])
+    assert "check_host (two)" in json.dumps(ask("two")["not_measured"])
+    (database,) = tmp_path.rglob("*.db")
+    with sqlite3.connect(database) as opened:
+        lines = opened.execute("SELECT who, face, did, target, outcome FROM audit").fetchall()
+    assert ("local", "cli", "check_host", "one", "done") in lines
+    assert ("local", "cli", "check_host", "two", "failed") in lines

@@ -1,0 +1,44 @@
+"""What the tool server on a target's node sees: the reading checks, as evidence for a diagnosis."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from assistant.nodes.fleet import CHECKS
+from assistant.nodes.remote import Node, Note, RemoteError, RemoteTools, unnoted
+from tools.evidence import Reading
+from tools.outbound import Outbound
+from tools.sanity.results import reading_of
+
+if TYPE_CHECKING:
+    from assistant.targets import Target
+    from tools.addresses import Policy
+    from tools.sanity.results import Report
+
+
+async def look_at_node(target: Target, policy: Policy, *, lang: str = "en", deadline_s: float = 20.0, note: Note = unnoted) -> Reading:  # fmt: skip
+    """The facts of GPUs, host and network of the node that ``target`` runs on; nothing where it names no tool server.
+
+    What cannot be had is ``not_measured``. Raises ``SettingsError`` where the credential of the tool server is not there.
+    """
+    if target.node_tools is None:
+        return Reading()
+    from tools import registry
+
+    registry.discover()
+    node = Node(target.name, target.node_tools.address, target.node_tools.headers())
+    async with Outbound(policy) as out:
+        tools = RemoteTools(node, out, note)
+
+        async def one(check: str) -> Reading:
+            try:
+                report = cast("Report", await tools.call(check, {"lang": lang}, deadline_s=deadline_s))
+            except RemoteError as error:
+                return Reading(not_measured=((f"{check} ({target.name})", str(error)),))
+            return reading_of([report])
+
+        whole = Reading()
+        for found in await asyncio.gather(*(one(check) for check in CHECKS)):
+            whole += found
+    return whole
