@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -272,7 +271,7 @@ class Service:
         tools of its node."""
         from assistant.fleet.looking import look_at_target
         from assistant.fleet.naming import limits_of
-        from assistant.nodes.looking import look_at_node
+        from assistant.nodes.looking import audited, look_at_node
         from assistant.settings import SettingsError
         from tools.evidence import Reading
         from tools.metrics.facts import evidence_of
@@ -285,29 +284,10 @@ class Service:
                 deadline_s=self.settings.number("deadline_s"),
                 limits=limits_of(self.settings),
             )
-            beside += await look_at_node(target, self.policy, note=partial(self._remote_note, principal, face))
+            beside += await look_at_node(target, self.policy, note=audited(self.audit, principal, face))
         except SettingsError as error:  # a credential that cannot be read costs this look and not the answer
             return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
         return evidence_of(window) + beside
-
-    def _remote_note(
-        self,
-        principal: Principal,
-        face: str,
-        did: str,
-        effect: str,
-        target: str,
-        outcome: Outcome,
-        detail: Mapping[str, Any],
-    ) -> None:
-        """Write down what was asked of a node for somebody; a database that is away costs the note only."""
-        from assistant.store.database import StoreError
-
-        who, role = principal.id, principal.role.name
-        with contextlib.suppress(StoreError):
-            self.audit.note(
-                who=who, role=role, face=face, did=did, effect=effect, target=target, outcome=outcome, detail=detail
-            )
 
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""

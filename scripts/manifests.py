@@ -11,11 +11,16 @@ import subprocess
 import sys
 import tempfile
 import venv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import helm_subset
 import yaml
+
+from tools.launchers.kubernetes_objects import JobPlan, config_map, job, service
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = "kubernetes-validate==1.37.0"
@@ -43,6 +48,7 @@ def kubernetes(folder: Path) -> str:
     if got.returncode:
         return f"{SCHEMAS} cannot be installed here"
     objects = [one for values in (None, EVERYTHING) for one in helm_subset.documents(values)]
+    objects += collectives()
     own = [one for one in objects if not one["apiVersion"].startswith("monitoring.coreos.com/")]
     file = folder / "objects.yaml"
     file.write_text(yaml.safe_dump_all(own), "utf-8")
@@ -53,6 +59,14 @@ def kubernetes(folder: Path) -> str:
         raise SystemExit(done.stderr[-3000:])
     print(f"passed: {len(own)} Kubernetes objects against {', '.join(KUBERNETES)}, strictly")
     return f"{len(objects) - len(own)} ServiceMonitor objects, whose schema is the operator's, and Helm itself"
+
+
+def collectives() -> list[dict[str, Any]]:
+    """What `sanity nccl --launcher kubernetes` makes, with few options and with all."""
+    least = JobPlan(name="vllm-diagnose-0a1b2c3d", namespace="inference", image="vllm/vllm-openai:v0.11.0", count=2)
+    most = replace(least, ranks_per_node=8, nodes=("gpu-1", "gpu-2"), host_network=True, stage_s=30.0)
+    plans = (least, replace(least, cpu_only=True), most)
+    return [one for plan in plans for one in (job(plan), service(plan, "uid"), config_map(plan, "uid"))]
 
 
 def systemd() -> str:

@@ -135,6 +135,24 @@ def real_prometheus(seconds: float) -> Outcome:
     return pytest_step("slow and not lab", "tests/tools/prometheus", "tests/assistant/alerts/test_shipped.py")(seconds)
 
 
+def launchers(seconds: float) -> Outcome:
+    """A real Ray and a real Slurm of two nodes on this machine, and Kubernetes' stand-in: each fetched where it is missing."""
+    started = time.monotonic()
+    missed = []
+    for script, folder in (("ray_setup.sh", LAB), ("slurm_setup.sh", ROOT / ".slurm")):
+        try:
+            status = run_in_group([str(ROOT / "scripts" / script), str(folder)], min(seconds, 400))
+        except TimeoutError as late:
+            missed.append(str(late))
+            continue
+        if status:
+            missed.append(f"scripts/{script} failed (exit status {status}, see above)")
+    paths = [f"tests/assistant/nodes/test_{name}.py" for name in ("ray", "slurm", "kubernetes")]
+    outcome = pytest_step("slow", *paths)(seconds - (time.monotonic() - started))
+    outcome.skipped[:0] = missed
+    return outcome
+
+
 def http_api(seconds: float) -> Outcome:
     """The API against its own description: schemathesis, at least 3,000 cases."""
     try:
@@ -252,6 +270,7 @@ VERIFY = [
 EXTENDED = [
     Step("real Prometheus", real_prometheus, 120),
     Step("HTTP API", http_api, 180),
+    Step("launchers", launchers, 300),
     Step(
         "all slow tests",
         pytest_step(
@@ -259,6 +278,7 @@ EXTENDED = [
             "--fuzz-seconds=20",
             "--ignore=tests/tools/prometheus",
             "--ignore=tests/assistant/alerts/test_shipped.py",
+            *(f"--ignore=tests/assistant/nodes/test_{name}.py" for name in ("ray", "slurm", "kubernetes")),
         ),
         120,
     ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from assistant.nodes.fleet import CHECKS
 from assistant.nodes.remote import Node, Note, RemoteError, RemoteTools, unnoted
@@ -12,9 +14,25 @@ from tools.outbound import Outbound
 from tools.sanity.results import reading_of
 
 if TYPE_CHECKING:
+    from assistant.security.roles import Principal
+    from assistant.store.audit import Audit, Outcome
     from assistant.targets import Target
     from tools.addresses import Policy
     from tools.sanity.results import Report
+
+
+def audited(audit: Audit, principal: Principal, face: str) -> Note:
+    """Writes calls to nodes into the assistant's own audit; a database that is away costs the line and not the call."""
+    from assistant.store.database import StoreError
+
+    def note(did: str, effect: str, target: str, outcome: Outcome, detail: Mapping[str, Any]) -> None:
+        with contextlib.suppress(StoreError):
+            audit.note(
+                who=principal.id, role=principal.role.name, face=face, did=did, effect=effect, target=target,
+                outcome=outcome, detail=detail,
+            )  # fmt: skip
+
+    return note
 
 
 async def look_at_node(target: Target, policy: Policy, *, lang: str = "en", deadline_s: float = 20.0, note: Note = unnoted) -> Reading:  # fmt: skip

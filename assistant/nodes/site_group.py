@@ -173,7 +173,7 @@ async def _links(site: Site, gathered: Gathered, of: str, word: Word) -> None:
         place = plan.place(_name(part))
         peers = ",".join(plan.place(peer).address for peer in plan.peers[place.name])
         parts[str(part.task)] = ["--address", place.address, "--peers", peers, "--ports", ",".join(map(str, plan.ports)),
-                                 "--seconds", str(seconds)]  # fmt: skip
+                                 "--seconds", str(seconds), *(["--any"] if of == "again" else [])]  # fmt: skip
     site.command(do=of, parts=parts, seconds=seconds + _MARGIN_S)
     await site.wait(lambda: site.all_ended(of), seconds + 2 * _MARGIN_S)
     keep_links(site, gathered, of)

@@ -35,7 +35,8 @@ class FrameReader:
         wanted = self.next.get(task, 0)
         if number < wanted:
             return None
-        part = (self.parts.pop(task, b"") if number == wanted else b"") + found[4].rstrip(b"\r\n")
+        before = self.parts.pop(task, b"")  # of no use where a frame in between is missing
+        part = (before if number == wanted else b"") + found[4].rstrip(b"\r\n")
         self.next[task] = number + 1
         if found[3] == b"+":
             if len(part) <= _MOST:

@@ -7,7 +7,7 @@ Deletion with its dependents: https://kubernetes.io/docs/concepts/architecture/g
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -76,7 +76,7 @@ class Api:
         found = await self._ask("GET", self._url(kind, query={"limit": "1000", **query}))
         return rows(found.get("items")), text(table(found.get("metadata")).get("resourceVersion"))
 
-    async def watch(self, kind: str, version: str, **query: str) -> AsyncIterator[Watched]:
+    async def watch(self, kind: str, version: str, **query: str) -> AsyncGenerator[Watched, None]:
         """Changes since ``version``, for a minute. Raises ``ApiError`` with the status 410 where that is forgotten."""
         asked = {
             "watch": "1",
@@ -98,7 +98,7 @@ class Api:
         except OutboundError as error:
             raise ApiError(0, str(error)) from None
 
-    async def follow(self, pod: str, container: str, *, follow: bool, seconds: float) -> AsyncIterator[bytes]:
+    async def follow(self, pod: str, container: str, *, follow: bool, seconds: float) -> AsyncGenerator[bytes, None]:
         """Lines of a pod's log from its beginning; with ``follow`` as they come, until the container has ended."""
         query = {"container": container, **({"follow": "true"} if follow else {})}
         limits = Limits(seconds, max_bytes=_MOST, max_decompressed_bytes=_MOST)

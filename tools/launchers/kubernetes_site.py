@@ -31,6 +31,7 @@ _NO_PODS_S = 10.0
 _LAST_S = 30.0
 #: Seconds in which the log of a pod that was deleted may still come.
 _WORDS_S = 3.0
+_BREATH_S = 0.5
 #: Watches and lists that may fail in a row.
 _MOST_FAILURES = 6
 #: Seconds in which everything must have been removed.
@@ -194,13 +195,15 @@ class _Watcher:
                         self._take("DELETED", self.pods[name])
                     for pod in found:
                         self._take("ADDED", pod)
-                async for change in self.api.watch("pods", version, labelSelector=selector):
-                    failures = 0
-                    version = change.version or version
-                    if change.kind != "BOOKMARK":
-                        self._take(change.kind, change.object)
-                    if self._all_over():
-                        return
+                async with contextlib.aclosing(self.api.watch("pods", version, labelSelector=selector)) as changes:
+                    async for change in changes:
+                        failures = 0
+                        version = change.version or version
+                        if change.kind != "BOOKMARK":
+                            self._take(change.kind, change.object)
+                        if self._all_over():
+                            return
+                await asyncio.sleep(_BREATH_S)  # a proxy may end every watch at once
             except ApiError as error:
                 if error.status == 410:
                     version = ""
@@ -249,10 +252,12 @@ class _Watcher:
         while not self.site.part(task).silent and failures <= _MOST_FAILURES:
             ended = self._terminated(name)
             try:
-                async for line in self.api.follow(name, CONTAINER, follow=not ended, seconds=self.plan.deadline_s):
-                    event = self.frames.read(line)
-                    if event is not None and event["task"] == task:
-                        self.site.take(event)
+                lines = self.api.follow(name, CONTAINER, follow=not ended, seconds=self.plan.deadline_s)
+                async with contextlib.aclosing(lines):
+                    async for line in lines:
+                        event = self.frames.read(line)
+                        if event is not None and event["task"] == task:
+                            self.site.take(event)
                 if ended:
                     break
                 failures = 0

@@ -131,10 +131,11 @@ def ask(options: argparse.Namespace, peer: str, end: float) -> None:
     """Try every port of one peer until it is open or the time is over: the peer may start later than we."""
     ports = options.ports
     states = dict.fromkeys(ports, "silent")
-    while time.monotonic() < end and any(state != "open" for state in states.values()):
+    enough = any if options.any else all
+    while time.monotonic() < end and not enough(state == "open" for state in states.values()):
         for port in [port for port in ports if states[port] != "open"]:
             states[port] = connect(options.address, peer, port, b"hello")
-        if any(state != "open" for state in states.values()):
+        if not enough(state == "open" for state in states.values()):
             time.sleep(0.2)
     reached = [port for port in ports if states[port] == "open"]
     size = largest(options.address, peer, ports[0], options.mtu) if reached else None
@@ -149,6 +150,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--peers", default="", help="addresses, with commas")
     parser.add_argument("--ports", required=True, help="numbers, with commas")
     parser.add_argument("--mtu", type=int, default=1500)
+    parser.add_argument("--any", action="store_true", help="one open port of a peer is enough")
     parser.add_argument("--seconds", type=float, default=12.0)
     options = parser.parse_args(arguments)
     options.ports = [int(port) for port in options.ports.split(",")]

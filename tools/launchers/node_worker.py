@@ -309,7 +309,7 @@ class Worker:
         ranks += ["--stage-seconds", str(options.stage_seconds)] if options.stage_seconds else []
         events = self.run("ranks", "ranks", ranks, options.rank_seconds)
         if not self.ending and not any(e["event"] == "verdict" and e.get("passed") for e in events):
-            self.run("again", "links", [*part, "--seconds", str(AGAIN_S)], AGAIN_S + 20)
+            self.run("again", "links", [*part, "--any", "--seconds", str(AGAIN_S)], AGAIN_S + 20)
 
     def meet(self) -> dict[int, str] | None:
         """The addresses of the others by number, as soon as all names lead somewhere; None where that takes too long."""
@@ -364,7 +364,8 @@ def main(arguments: list[str]) -> int:
         worker.frames.say("bye")
         return 0  # whatever was found: the verdict is in what was printed, and an error would end the others' pods
     threading.Thread(target=worker.listen, daemon=True).start()
-    return worker.follow()
+    status = worker.follow()
+    os._exit(status)  # the thread that reads commands holds standard input, and Python would wait for it
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> int:
     if nodes:
         Cluster(ray, NodeAffinitySchedulingStrategy, nodes, options).run()
     ray.shutdown()
-    return 0
+    os._exit(0)  # the thread that relays commands holds standard input, and Python would wait for it
 
 
 class Cluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,18 @@ class Notes:
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
+        self._lock = threading.Lock()  # calls to many nodes are written down from threads
         self._opened = False
         self._audit: Audit | None = None
 
     @property
     def audit(self) -> Audit | None:
         """The table, or None where it cannot be had."""
-        if not self._opened:
-            self._opened = True
-            self._audit = self._open()
-        return self._audit
+        with self._lock:
+            if not self._opened:
+                self._opened = True
+                self._audit = self._open()
+            return self._audit
 
     def _open(self) -> Audit | None:
         from assistant.settings import SettingsError, load
@@ -43,14 +46,10 @@ class Notes:
 
     def note(self, did: str, effect: str, target: str, outcome: Outcome, detail: Mapping[str, Any]) -> None:
         """Add one line, about something that the person at this command line did to ``target``."""
-        from assistant.store.database import StoreError
+        from assistant.nodes.looking import audited
 
         if self.audit is not None:
-            with contextlib.suppress(StoreError):
-                self.audit.note(
-                    who=LOCAL.id, role=LOCAL.role.name, face="cli", did=did, effect=effect, target=target, outcome=outcome,
-                    detail=detail,
-                )  # fmt: skip
+            audited(self.audit, LOCAL, "cli")(did, effect, target, outcome, detail)
 
 
 @contextlib.contextmanager

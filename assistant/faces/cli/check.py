@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant.faces.cli.launching import Launcher, SiteOptions, fleet_of_site
 from assistant.faces.cli.nodes import NodeOption, progress, with_nodes
-from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption
+from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
 if TYPE_CHECKING:
     from assistant.nodes.fleet import Fleet
@@ -21,6 +22,13 @@ def mount(app: typer.Typer) -> None:
 
 def check(
     node: NodeOption = None,
+    launcher: Annotated[
+        Launcher, typer.Option("--launcher", help="nodes (tool servers), or ray or slurm: what differs between theirs")
+    ] = Launcher.nodes,
+    python: Annotated[str | None, typer.Option("--python", help="Ray, Slurm: interpreter that vLLM uses there")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=2, max=512, help="Slurm: how many nodes")] = None,
+    address: Annotated[str, typer.Option("--address", help="of the Ray cluster")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="agree to a task on each node of Ray or Slurm")] = False,
     full: Annotated[bool, typer.Option("--full", help="show what is in order as well")] = False,
     deadline: Annotated[float, typer.Option("--deadline", min=1, help="seconds the whole may take")] = 60.0,
     lang: LangOption = None,
@@ -35,7 +43,17 @@ def check(
     async def work(tools: Any) -> Fleet:
         return await look_at_fleet(tools, language, on_done=lambda done: progress(f"{done}/{len(tools)}"))
 
-    found = with_nodes(node or (), 1, work, deadline)
+    if launcher in (Launcher.ray, Launcher.slurm):
+        site = SiteOptions(
+            launcher, tuple(node or ()), nodes, python, address, cpu_only=True, on_busy_gpu=True, deadline_s=deadline
+        )
+        found = fleet_of_site(site, language, yes)
+    elif launcher is Launcher.nodes:
+        found = with_nodes(node or (), 1, work, deadline)
+    else:
+        fail(
+            "check takes --launcher nodes, ray or slurm; for this node there is `sanity host`, `sanity gpu`, `sanity network`"
+        )
     progress("")
     if output is Output.json:
         print(json.dumps({"schema": 1, **found.to_json()}, ensure_ascii=False, indent=2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -18,6 +18,7 @@ from assistant.faces.cli.nodes import progress, with_nodes
 from assistant.faces.cli.options import fail
 
 if TYPE_CHECKING:
+    from assistant.nodes.fleet import Fleet
     from assistant.nodes.gathered import Gathered
     from assistant.store.audit import Outcome
     from tools.launchers.site import Site
@@ -156,47 +157,83 @@ async def _kubernetes(given: SiteOptions, ports: Sequence[int], on_left: Callabl
 
 def run_on_site(given: SiteOptions, shown: Any) -> Report:
     """The report over all nodes of a site, after the person has agreed."""
-    from assistant.faces.cli.answering import catalogue
-    from assistant.nodes.plan import PlanError
     from assistant.nodes.site_group import try_site
     from assistant.nodes.verdict import judge
-    from tools.launchers.site import SiteError
-    from tools.registry import ActionError
 
     chosen = ports_of(given.ports)
-    lang: Language = "zh" if shown.lang == "zh" else "en"
-    known = catalogue()
-
-    def word(key: str, **values: object) -> str:
-        return known.word(key, lang, **values)
-
-    names = ", ".join(given.nodes[:12]) or (word("confirm-site-some", count=given.count) if given.count else word("confirm-site-all"))  # fmt: skip
-    _agree(
-        word("confirm-site", launcher=given.launcher.value, nodes=names, ports=", ".join(map(str, chosen))), shown.yes
-    )
+    lang, word = _language(shown.lang)
+    _agree(word("confirm-site", launcher=given.launcher.value, nodes=_named(given, word), ports=", ".join(map(str, chosen))), shown.yes)  # fmt: skip
+    ranks_per_node = given.ranks_per_node or (1 if given.launcher is Launcher.kubernetes else None)
 
     def say(node: str, doing: str) -> None:
         progress(f"{node}: {doing}" if node else word(f"cluster-progress-{doing}", detail=given.launcher.value))
 
-    ranks_per_node = given.ranks_per_node or (1 if given.launcher is Launcher.kubernetes else None)
+    async def work(site: Site) -> Gathered:
+        return await try_site(
+            site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=ranks_per_node, ports=chosen,
+            options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
+        )  # fmt: skip
+
+    return judge(_with_site(given, chosen, word, "run_nccl_test", work), lang)
+
+
+def fleet_of_site(given: SiteOptions, language: str, yes: bool) -> Fleet:
+    """What the nodes of a site are and what differs between them, after the person has agreed to a task on each."""
+    from assistant.nodes.fleet import Fleet, NodeChecked
+    from assistant.nodes.site_group import gather_site
+    from assistant.nodes.verdict import judge
+
+    lang, word = _language(language)
+    _agree(word("confirm-site-look", launcher=given.launcher.value, nodes=_named(given, word)), yes)
+
+    async def work(site: Site) -> Gathered:
+        return await gather_site(site, given.launcher.value, word)
+
+    found = _with_site(given, (), word, "describe_node", work)
+    nodes = [NodeChecked(name, lost=found.lost.get(name, "")) for name in found.names]
+    found.lost.clear()  # they stand in a row of their own
+    return Fleet(tuple(sorted(nodes, key=lambda node: node.rank)), judge(found, lang))
+
+
+def _language(given: str) -> tuple[Language, Callable[..., str]]:
+    from assistant.faces.cli.answering import catalogue
+
+    lang: Language = "zh" if given == "zh" else "en"
+    known = catalogue()
+    return lang, lambda key, **values: known.word(key, lang, **values)
+
+
+def _named(given: SiteOptions, word: Callable[..., str]) -> str:
+    if given.nodes:
+        return ", ".join(given.nodes[:12]) + (" …" if len(given.nodes) > 12 else "")
+    return word("confirm-site-some", count=given.count) if given.count else word("confirm-site-all")
+
+
+def _with_site(
+    given: SiteOptions,
+    ports: Sequence[int],
+    word: Callable[..., str],
+    did: str,
+    work: Callable[[Site], Awaitable[Gathered]],
+) -> Gathered:
+    """Do ``work`` with the nodes of a site; it is written down, and ends the command in a sentence where it cannot be."""
+    from assistant.nodes.plan import PlanError
+    from tools.launchers.site import SiteError
+    from tools.registry import ActionError
+
     left: list[str] = []
 
     async def main() -> Gathered:
-        async with site_of(given, chosen, left.append) as site:
-            async with asyncio.timeout(given.deadline_s):
-                gathered = await try_site(
-                    site, launcher=given.launcher.value, lang=lang, word=word, ranks_per_node=ranks_per_node, ports=chosen,
-                    options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
-                )  # fmt: skip
-        gathered.left = left[0] if left else ""
+        async with site_of(given, ports, left.append) as site, asyncio.timeout(given.deadline_s):
+            gathered = await work(site)
+        gathered.left = "".join(left)
         return gathered
 
-    detail = {name: value for name, value in asdict(given).items() if value}
     outcome: Outcome = "failed"
     try:
-        report = judge(asyncio.run(main()), lang)
+        gathered = asyncio.run(main())
         outcome = "done"
-        return report
+        return gathered
     except SiteError as error:
         fail(word(f"launcher-{error.kind}", **{"text": "", **error.values}), 3)
     except (PlanError, ActionError) as error:
@@ -205,8 +242,9 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
         fail(word("launcher-deadline", seconds=round(given.deadline_s)), 3)
     finally:
         progress("")
+        detail = {name: value for name, value in asdict(given).items() if value}
         with noted() as notes:
-            notes.note("run_nccl_test", "loads", f"{given.launcher.value}: {names}", outcome, detail)
+            notes.note(did, "loads", f"{given.launcher.value}: {_named(given, word)}", outcome, detail)
         if left:
             print(f"vllm-diagnose: {word('launcher-left', command=left[0])}", file=sys.stderr)
 

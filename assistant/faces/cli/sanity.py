@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -176,7 +175,9 @@ def nccl(
         sys.stdout.write(tested.script())
         return
     if read is not None:
-        _show(_judged(read, shown), shown, "nccl")
+        from assistant.faces.cli.printed_test import judged_file
+
+        _show(judged_file(read, shown.lang), shown, "nccl")
         return
     if launcher is not Launcher.local:
         if any(given is not None for given in (pid, master, ranks)) or first_rank:
@@ -375,29 +376,6 @@ def _progress() -> Callable[[float | None, str], None]:
         sys.stderr.flush()
 
     return say
-
-
-def _judged(path: Path, shown: Shown) -> Any:
-    """The report of a test that ran elsewhere, from the JSON lines that it printed."""
-    from tools.sanity.launch import Ran
-    from tools.sanity.nccl import judged
-
-    try:
-        text = sys.stdin.read(32 << 20) if str(path) == "-" else path.read_text("utf-8", "replace")[: 32 << 20]
-    except OSError as error:
-        fail(f"{path} cannot be read: {error.strerror}", 3)
-    events = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
-    if not any(event["event"] == "start" for event in events):
-        fail(f"{path} does not hold the output of the printed test: no line with the event start", 3)
-    try:
-        return judged("zh" if shown.lang == "zh" else "en", Ran(events=events), "-")
-    except (KeyError, TypeError, ValueError) as error:
-        fail(f"{path} does not hold the output of the printed test: {error!r}", 3)
 
 
 # --- showing ----------------------------------------------------------------------------------------------------------

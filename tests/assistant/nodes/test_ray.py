@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -37,6 +38,25 @@ def test_two_nodes_pass(cluster: Cluster) -> None:
     assert report["verdict"] in ("ok", "note"), report
     first, second = rows(report, "place")
     assert "(127.0.62.1): rank 0" in first and "(127.0.62.2): rank 1" in second
+
+
+@pytest.mark.slow
+def test_check_looks_at_both(cluster: Cluster) -> None:
+    words = command(
+        "check",
+        "--launcher",
+        "ray",
+        "--address",
+        cluster.options[-1],
+        "--yes",
+        "--python",
+        cluster.python,
+        "-o",
+        "json",
+    )
+    ran = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert [node["lost"] for node in json.loads(ran.stdout)["nodes"]] == [None, None]
 
 
 @pytest.mark.slow

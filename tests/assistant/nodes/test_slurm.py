@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,23 @@ def test_two_nodes_pass(cluster: Cluster) -> None:
     assert report["verdict"] in ("ok", "note"), report
     assert rows(report, "place") == ["n1 (127.0.61.1): rank 0", "n2 (127.0.61.2): rank 1"]
     assert emptied(cluster)
+
+
+@pytest.mark.slow
+def test_check_says_what_differs(cluster: Cluster, tmp_path: Path) -> None:
+    words = command("check", "--launcher", "slurm", "--nodes", "2", "--yes", "--python", cluster.python, "-o", "json")
+    ran = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert [node["name"] for node in found["nodes"]] == ["n1", "n2"] and not found["nodes"][0]["lost"]
+    wrapper = tmp_path / "python3"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] && export NCCL_IB_DISABLE=1\nexec {cluster.python} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    words[words.index(cluster.python)] = str(wrapper)
+    ran = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)
+    assert "NCCL_IB_DISABLE" in ran.stdout and "n2: 1" in ran.stdout, ran.stderr
 
 
 @pytest.mark.slow
