@@ -269,7 +269,8 @@ def test_a_closed_port_and_an_unknown_name_are_told_apart() -> None:
     assert "could not be resolved" in refusal(fetch(url, Allowance.of(url)), "name")
 
 
-def test_a_post_is_json_and_is_never_redirected() -> None:
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_a_post_is_json_and_is_never_redirected(method: Any) -> None:
     async def answer(head: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         body = await reader.readexactly(8)
         writer.write(reply(body, "Location: /elsewhere", status="307 Temporary Redirect"))
@@ -278,7 +279,8 @@ def test_a_post_is_json_and_is_never_redirected() -> None:
         async with serving(answer) as server:
             url = f"http://127.0.0.1:{server.port}/v1/completions"
             async with Outbound(Policy((Allowance.of(url),))) as way_out:
-                got = await way_out.post(url, {"a": 1})
+                got = await way_out.request(method, url, body={"a": 1})
+            assert server.heads[0].startswith(f"{method} ")
             assert (got.status, got.json()) == (307, {"a": 1}) and len(server.heads) == 1
 
     run(work())
@@ -450,6 +452,10 @@ def test_only_the_way_out_can_open_a_connection() -> None:
     doors.add(ROOT / "tools" / "sanity" / "rank_worker.py")
     # A program of its own, too: nodes try each other's ports after an operator has agreed to exactly these addresses.
     doors.add(ROOT / "tools" / "launchers" / "link_worker.py")
+    # The same on nodes that Ray, Slurm or Kubernetes reach: the name of a peer and the interface of an address are looked
+    # up there, and Ray's driver knocks at the cluster that a person named.
+    doors.add(ROOT / "tools" / "launchers" / "node_worker.py")
+    doors.add(ROOT / "tools" / "launchers" / "ray_driver.py")
     found = {
         str(path.relative_to(ROOT)): used
         for path in sorted((ROOT / "tools").rglob("*.py"))

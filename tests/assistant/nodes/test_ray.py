@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -128,3 +129,13 @@ def test_an_interpreter_without_ray_is_said(tmp_path: Path) -> None:
         env=base_environment(tmp_path), capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert ran.returncode == 3 and "has no ray" in ran.stderr and "--python" in ran.stderr
+    (database,) = tmp_path.rglob("*.db")
+    with sqlite3.connect(database) as opened:
+        lines = opened.execute("SELECT who, did, effect, target, outcome FROM audit").fetchall()
+    assert lines == [("local", "run_nccl_test", "loads", "ray: every node of the site", "failed")]
+
+
+def test_nothing_starts_before_somebody_agrees(tmp_path: Path) -> None:
+    for words in (("sanity", "nccl", "--launcher", "ray"), ("check", "--launcher", "slurm", "--nodes", "2")):
+        ran = subprocess.run(command(*words), env=base_environment(tmp_path), capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+        assert ran.returncode == 2 and "--yes" in ran.stderr, ran.stderr
