@@ -41,19 +41,7 @@ class Listener:
         self.stop = threading.Event()
         self.sockets: list[socket.socket] = []
         self.taken: dict[int, str] = {}
-        for port in ports:
-            listening = socket.socket()
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listening.bind((address, port))
-                listening.listen(128)
-            except OSError as error:
-                self.taken[port] = errno.errorcode.get(error.errno or 0, str(error))
-                listening.close()
-                continue
-            listening.settimeout(0.2)
-            self.sockets.append(listening)
-            threading.Thread(target=self.accept, args=(listening,), daemon=True).start()
+        # Datagrams first: whoever finds a port open sends one at once, and must not find this one shut.
         self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self.datagrams.bind((address, ports[0]))
@@ -62,6 +50,19 @@ class Listener:
         else:
             self.datagrams.settimeout(0.2)
             threading.Thread(target=self.echo, daemon=True).start()
+        for port in ports:
+            listening = socket.socket()
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind((address, port))
+                listening.listen(128)
+            except OSError as error:
+                self.taken.setdefault(port, errno.errorcode.get(error.errno or 0, str(error)))
+                listening.close()
+                continue
+            listening.settimeout(0.2)
+            self.sockets.append(listening)
+            threading.Thread(target=self.accept, args=(listening,), daemon=True).start()
 
     def accept(self, listening: socket.socket) -> None:
         while not self.stop.is_set():
