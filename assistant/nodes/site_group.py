@@ -114,7 +114,7 @@ def keep_links(site: Site, gathered: Gathered, of: str) -> None:
         if of in part.ended:
             try:
                 into[_name(part)] = links_of(part, of)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 continue
 
 
@@ -126,7 +126,7 @@ def keep_ranks(site: Site, gathered: Gathered, lang: Language, word: Word) -> No
             try:
                 gathered.tests[name] = judged(lang, ran_of(part), name)
                 continue
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, AttributeError):
                 gathered.failed[name] = word("launcher-garbled", node=name)
         if part.lost is not None:
             gathered.died[name] = _why(part, word)

@@ -23,6 +23,9 @@ from tools.sanity.results import plain
 _HERE = Path(__file__).parent
 _MOST_NODES = 1024
 _MOST_SETTINGS = 64
+#: What Ray's driver may say of the cluster and of a node; each has a sentence, ``launcher-KIND`` or ``launcher-lost-KIND``.
+_REFUSALS = ("no-ray", "no-cluster", "ray-version", "no-gpu-node", "unknown-node")
+_LOSSES = ("died", "unplaced")
 
 
 class SiteError(Exception):
@@ -128,11 +131,12 @@ class Site:
             for row in rows:
                 self.part(int(row["task"])).name = plain(row["name"], 80)
             self.expected = len(rows)
-        elif kind == "refused":
+        elif kind == "refused" and event["kind"] in _REFUSALS:
             values = {key: plain(value, 300) for key, value in event.items() if key not in ("event", "kind", "task")}
             self.refused = SiteError(str(event["kind"]), **values)
         elif kind == "lost":
-            self.lose(int(event["lost"]), str(event["kind"]), str(event["text"]))
+            why = event["kind"] if event["kind"] in _LOSSES else "broken"
+            self.lose(int(event["lost"]), why, str(event["text"]))
         elif kind == "over":
             part = self.part(int(event["of"]))
             part.over = True
@@ -150,6 +154,8 @@ class Site:
             part.name = part.name or plain(event["name"], 80)
         elif kind == "said":
             what = event["what"]
+            if not isinstance(what, dict) or not isinstance(what.get("event"), str):
+                raise ValueError("an event of a node has no name")
             part.said.setdefault(str(event["of"]), []).append(what)
             if event["of"] == "ranks" and what.get("event") == "begin":
                 self.on_stage(part.name, str(what["stage"]), int(what["rank"]))

@@ -81,7 +81,13 @@ def test_objects_hold_together() -> None:
     assert len(json.dumps(config_map(made, "u"))) < 1 << 20  # the most that a ConfigMap holds
     names = pod["containers"][0]["command"][pod["containers"][0]["command"].index("--names") + 1]
     assert names.split(",")[2] == "vllm-diagnose-test-2.vllm-diagnose-test.tests.svc"
-    assert pod["automountServiceAccountToken"] is False
+    assert (
+        pod["automountServiceAccountToken"] is False
+        and spec["activeDeadlineSeconds"]
+        and spec["ttlSecondsAfterFinished"]
+    )
+    secured = pod["containers"][0]["securityContext"]
+    assert secured["capabilities"] == {"drop": ["ALL"]} and secured["allowPrivilegeEscalation"] is False
 
 
 @pods

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from knowledge.catalog import load
 from tools.launchers.frames import FrameReader
-from tools.launchers.site import Site, bundled, description, host_names, node_program
+from tools.launchers.site import _LOSSES, _REFUSALS, Site, bundled, description, host_names, node_program
 from tools.launchers.started import _slurm_error
 from tools.sanity.launch import json_line, run_program
 
@@ -72,11 +73,11 @@ def test_what_nodes_say_is_cleaned_and_what_does_not_fit_is_left_out() -> None:
     assert told.gpus == 8 and "\x1b" not in told.settings["NCCL_DEBUG"] and len(told.settings["NCCL_DEBUG"]) <= 120
     hostile: list[Any] = [
         {"event": "said", "task": 5000, "of": "ranks", "what": {}}, {"event": "said", "task": 0, "of": "ranks", "what": 7},
-        {"event": "nodes", "nodes": 3}, {"event": "lost", "lost": "x", "kind": "died", "text": ""}, {"event": "node"},
+        {"event": "refused", "kind": "anything"}, {"event": "nodes", "nodes": 3}, {"event": "lost", "lost": "x", "kind": "died", "text": ""}, {"event": "node"},
     ]  # fmt: skip
     for event in hostile:
         site.take(event)
-    assert sorted(site.parts) == [0, 1]
+    assert sorted(site.parts) == [0, 1] and site.refused is None and not site.parts[0].said
 
 
 def test_the_worker_alone_describes_this_machine_and_follows_commands() -> None:
@@ -124,3 +125,9 @@ def test_a_bundle_carries_texts_unchanged() -> None:
     text = 'print("""it\'s \\n é""")'
     ran = subprocess.run([sys.executable, "-I", "-c", bundled("import json\nprint(json.dumps(PROGRAMS))", {"a": text})], capture_output=True, text=True, timeout=30, check=True)  # fmt: skip
     assert json.loads(ran.stdout) == {"a": text}
+
+
+def test_every_way_to_be_lost_or_refused_has_its_sentence() -> None:
+    sentences = load().sentences
+    assert {f"launcher-lost-{kind}" for kind in (*_LOSSES, "broken", "silent", "late", "over", "unmet", "waiting")} <= set(sentences)  # fmt: skip
+    assert {f"launcher-{kind}" for kind in _REFUSALS} <= set(sentences)
