@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -73,7 +74,7 @@ class FakeCluster:
         self.version = 100
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.logs: dict[str, bytearray] = {}
-        self.folder = Path(tempfile.mkdtemp(prefix="vdk-"))
+        self.folder = Path()  # while it is served
         self.asked: list[str] = []
         self.closed = False
 
@@ -387,6 +388,7 @@ def _selected(thing: Mapping[str, Any], query: Mapping[str, str]) -> bool:
 @contextmanager
 def serving(cluster: FakeCluster) -> Iterator[Path]:
     """The cluster's API on loopback; yields a kubeconfig that leads to it."""
+    cluster.folder = Path(tempfile.mkdtemp(prefix="vdk-"))
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -405,3 +407,4 @@ def serving(cluster: FakeCluster) -> Iterator[Path]:
         server.shutdown()
         server.server_close()
         thread.join(5)
+        shutil.rmtree(cluster.folder, ignore_errors=True)
