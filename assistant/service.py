@@ -112,9 +112,7 @@ class Service:
         async with self.noted(principal, face, "diagnose", {**brought, "target": ask.target}):
             require(principal, "diagnose", "reads")
             self.check_answers(ask.answers)
-            ask, window = await self._looked(ask)
-            if ask.target is not None and ask.target.strip():
-                ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target), principal, face)))
+            ask, window = await self._looked(ask, principal, face)
             diagnosis = await self.readers.diagnose(clean_input(ask))
         if not save:
             return Answered(diagnosis, None, 1, window=window)
@@ -140,9 +138,7 @@ class Service:
             case = {**saved.evidence[0], "answers": {**saved.evidence[0].get("answers", {}), **answers}}
             return await self.readers.pack(ask, case, saved.id)
         self.check_answers(ask.answers)
-        ask, _ = await self._looked(ask)
-        if ask.target is not None and ask.target.strip():
-            ask = replace(ask, readings=(*ask.readings, await self.look(self.target(ask.target), principal, face)))
+        ask, _ = await self._looked(ask, principal, face)
         return await self.readers.pack(clean_input(ask), None, None)
 
     async def more(self, principal: Principal, incident: str, ask: Ask, *, face: str) -> Answered:
@@ -258,36 +254,17 @@ class Service:
 
         return server_of(self.targets)
 
-    async def _looked(self, ask: Ask) -> tuple[Ask, ServerWindow | None]:
-        """The question with what its target shows over some seconds, and the window that was seen."""
+    async def _looked(self, ask: Ask, principal: Principal, face: str) -> tuple[Ask, ServerWindow | None]:
+        """The question with what its target and the target's node show over some seconds, and the window that was seen."""
         if ask.target is None or not ask.target.strip():
             return ask, None
-        from assistant.fleet.looking import read_target
+        from assistant.nodes.looking import audited, read_target_and_node
 
-        reading, window = await read_target(self.target(ask.target), self.policy, self.settings, window_s=LOOK_S)
+        note = audited(self.audit, principal, face)
+        reading, window = await read_target_and_node(
+            self.target(ask.target), self.policy, self.settings, window_s=LOOK_S, note=note
+        )
         return replace(ask, readings=(*ask.readings, reading)), window
-    async def look(self, target: Target, principal: Principal, face: str) -> Reading:
-        """What a configured target shows over some seconds: its metrics, and where it has them its GPUs' exporter and the
-        tools of its node."""
-        from assistant.fleet.looking import look_at_target
-        from assistant.fleet.naming import limits_of
-        from assistant.nodes.looking import audited, look_at_node
-        from assistant.settings import SettingsError
-        from tools.evidence import Reading
-        from tools.metrics.facts import evidence_of
-
-        try:
-            window, beside = await look_at_target(
-                target,
-                self.policy,
-                window_s=LOOK_S,
-                deadline_s=self.settings.number("deadline_s"),
-                limits=limits_of(self.settings),
-            )
-            beside += await look_at_node(target, self.policy, note=audited(self.audit, principal, face))
-        except SettingsError as error:  # a credential that cannot be read costs this look and not the answer
-            return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
-        return evidence_of(window) + beside
 
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""

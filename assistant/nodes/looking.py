@@ -15,9 +15,11 @@ from tools.sanity.results import reading_of
 
 if TYPE_CHECKING:
     from assistant.security.roles import Principal
+    from assistant.settings import Settings
     from assistant.store.audit import Audit, Outcome
     from assistant.targets import Target
     from tools.addresses import Policy
+    from tools.metrics.window import ServerWindow
     from tools.sanity.results import Report
 
 
@@ -33,6 +35,26 @@ def audited(audit: Audit, principal: Principal, face: str) -> Note:
             )  # fmt: skip
 
     return note
+
+
+async def read_target_and_node(
+    target: Target, policy: Policy, settings: Settings, *, window_s: float, note: Note = unnoted
+) -> tuple[Reading, ServerWindow | None]:
+    """What a configured target and its node show, as evidence, and the window of its metrics.
+
+    A credential that cannot be read costs that look and not the answer. Raises :class:`~tools.addresses.AddressError`.
+    """
+    from assistant.fleet.looking import read_target
+    from assistant.settings import SettingsError
+
+    async def node() -> Reading:
+        try:
+            return await look_at_node(target, policy, note=note)
+        except SettingsError as error:
+            return Reading(not_measured=tuple((target.name, problem) for problem in error.problems))
+
+    (reading, window), beside = await asyncio.gather(read_target(target, policy, settings, window_s=window_s), node())
+    return reading + beside, window
 
 
 async def look_at_node(target: Target, policy: Policy, *, lang: str = "en", deadline_s: float = 20.0, note: Note = unnoted) -> Reading:  # fmt: skip
