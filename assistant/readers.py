@@ -1,26 +1,27 @@
 """Reading and deciding in processes of their own, so that a server answers others while it reads a large log.
 
 A log comes from strangers. In a process of its own it can at worst end that process: the call that brought it fails
-with a sentence, a new process takes the place, everybody else goes on.
+with a sentence, a new process takes the place, everybody else goes on. A call that is cancelled stops reading.
 """
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import atexit
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+from assistant.reading_process import abandoned_when, stop_if_abandoned
 
 if TYPE_CHECKING:
     from assistant.diagnosis.diagnose import Engine
     from assistant.diagnosis.model import Case, Diagnosis, Language
+    from assistant.reading_process import ReadingProcess
     from tools.evidence import Reading
 
 #: Seconds beyond its own deadline after which a reading process counts as stuck and is replaced.
@@ -63,17 +64,20 @@ def clean_input(ask: Ask) -> Ask:
 
 
 class Readers:
-    """A pool of reading processes. ``processes`` 0 takes one for each core that this process may use."""
+    """Some reading processes. ``processes`` 0 takes one for each core that this process may use."""
 
     def __init__(self, processes: int = 0, *, deadline_s: float = 60.0) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self._deadline_s = deadline_s
         self._lock = threading.Lock()
-        self._pool: ProcessPoolExecutor | None = None
+        self._idle: list[ReadingProcess] = []
+        self._busy: set[ReadingProcess] = set()
+        # A thread for each process waits for its answers; calls beyond that wait here.
+        self._threads: ThreadPoolExecutor | None = None
         self._closed = False
-        #: Is told of every diagnosis: ``done``, ``refused``, ``late`` or ``failed``, its seconds, and what came out.
+        #: Is told of every diagnosis: ``done``, ``refused``, ``late``, ``cancelled`` or ``failed``, seconds, what came out.
         self.observer: Callable[[str, float, Diagnosis | None], None] | None = None
-        #: Diagnoses under way or waiting, and how often a pool had to be replaced.
+        #: Diagnoses under way or waiting, and how often a process had to be replaced.
         self.asked = self.replaced = 0
 
     async def diagnose(self, ask: Ask) -> Diagnosis:
@@ -90,8 +94,14 @@ class Readers:
         return packed
 
     def problems(self) -> tuple[str, ...]:
-        """What keeps the pool from reading, one sentence each."""
+        """What keeps the processes from reading, one sentence each."""
         return ("The reading processes have been closed.",) if self._closed else ()
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Numbers of the processes that run now."""
+        with self._lock:
+            return tuple(process.pid for process in (*self._idle, *self._busy))
 
     async def start(self) -> None:
         """Start and warm every process now, so that the first question does not wait for it."""
@@ -99,11 +109,18 @@ class Readers:
 
     def close(self) -> None:
         """End all processes; what they were reading fails."""
-        self._closed = True
         with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            _end(pool)
+            self._closed = True
+            threads, self._threads = self._threads, None
+            processes = (*self._idle, *self._busy)
+            self._idle = []
+        for process in processes:
+            process.kill()
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+            atexit.unregister(self.close)
+        for process in processes:
+            process.end()
 
     async def _observed(self, work: Any, *arguments: Any) -> Diagnosis:
         began, outcome = time.monotonic(), "failed"
@@ -119,42 +136,72 @@ class Readers:
         except TimeoutError:
             outcome = "late"
             raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         finally:
             self.asked -= 1
             if self.observer is not None:
                 self.observer(outcome, time.monotonic() - began, found)
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
-        pool = self._opened()
+        gone = threading.Event()
+        until = time.monotonic() + self._deadline_s + GRACE_S
+        future: Future[Any] = self._opened().submit(self._call, work, arguments, gone, until)
         try:
-            future: Future[Any] = pool.submit(work, *arguments)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline_s + GRACE_S)
-        except BrokenProcessPool:
-            self._replace(pool)
+        finally:
+            gone.set()  # whoever cancelled this or waited too long reads the rest of a large log no more
+
+    def _call(self, work: Any, arguments: tuple[Any, ...], gone: threading.Event, until: float) -> Any:
+        """One call on a free process, which is put back or replaced; runs in a thread."""
+        from assistant.reading_process import ProcessEndedError
+
+        process = self._take()
+        try:
+            return process.call(work, arguments, gone, until)
+        except ProcessEndedError:
+            if self._closed:
+                raise ReadersError("The server is shutting down.") from None
             raise ReadersError(
                 "The process that read this ended before it was done, out of memory perhaps; send less at once."
             ) from None
-        except TimeoutError:
-            if future.running():
-                self._replace(pool)  # it ignored its own deadline, so it would hold its place for ever
-            raise
+        finally:
+            self._put_back(process)
 
-    def _opened(self) -> ProcessPoolExecutor:
+    def _take(self) -> ReadingProcess:
+        from assistant.reading_process import ReadingProcess
+
         with self._lock:
             if self._closed:
                 raise ReadersError("The server is shutting down.")
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self.processes, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
-                )
-            return self._pool
+            process = self._idle.pop() if self._idle else ReadingProcess(_begin)
+            self._busy.add(process)
+            return process
 
-    def _replace(self, broken: ProcessPoolExecutor) -> None:
+    def _put_back(self, process: ReadingProcess) -> None:
         with self._lock:
-            if self._pool is broken:
-                self._pool = None
-                self.replaced += 1
-        _end(broken)
+            self._busy.discard(process)
+            if not process.ended and not self._closed:
+                self._idle.append(process)
+                return
+            if self._closed or self._threads is None:
+                return
+            self.replaced += 1
+            # The next one is prepared now and not when somebody waits for it.
+            later = time.monotonic() + self._deadline_s
+            self._threads.submit(self._call, _warm, (), threading.Event(), later)
+
+    def _opened(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._closed:
+                raise ReadersError("The server is shutting down.")
+            if self._threads is None:
+                import multiprocessing.util  # noqa: F401  (its own way to end comes first, so that ours runs before it)
+
+                self._threads = ThreadPoolExecutor(self.processes, thread_name_prefix="reader")
+                atexit.register(self.close)
+            return self._threads
 
 
 class InProcess:
@@ -190,54 +237,32 @@ class InProcess:
         """Nothing has to be ended; what is being read ends at its own deadline."""
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
+        gone = threading.Event()
         async with self._lock:
-            return await asyncio.wait_for(asyncio.to_thread(_prepared, work, *arguments), self._deadline_s + GRACE_S)
+            try:
+                thread = asyncio.to_thread(_prepared, gone, work, *arguments)
+                return await asyncio.wait_for(thread, self._deadline_s + GRACE_S)
+            finally:
+                gone.set()  # a thread cannot be ended; one that reads a log looks at this
 
 
-def _prepared(work: Any, *arguments: Any) -> Any:
-    global _engine
+def _prepared(gone: threading.Event, work: Any, *arguments: Any) -> Any:
     if _engine is None:
-        from assistant.diagnosis.diagnose import Engine
-        from knowledge.catalog import load
-
-        _engine = Engine(load())
-    return work(*arguments)
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())  # there is no public way to end a process that hangs
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.kill()
-    for process in processes:
-        process.join(5)
+        _begin()
+    with abandoned_when(gone.is_set):
+        return work(*arguments)
 
 
 _engine: Engine | None = None
 
 
 def _begin() -> None:
-    """Prepare a reading process: interruptions are the parent's business, and it does not outlive the parent."""
+    """Prepare a process for reading."""
     global _engine
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _follow_parent()
     from assistant.diagnosis.diagnose import Engine
     from knowledge.catalog import load
 
     _engine = Engine(load())
-
-
-def _follow_parent() -> None:
-    """End with the parent, however it ends; a pool's own way needs a parent that could still say so."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
 
 
 def _ready() -> Engine:
@@ -249,7 +274,6 @@ def _ready() -> Engine:
 def _warm() -> None:
     """Read a line and a few words: what reading prepares at its first use is prepared then."""
     _diagnose(Ask(text="the server hangs", logs=(("log", b"INFO 01-01 00:00:00 [api_server.py:1] vLLM\n"),)), 10.0)
-    time.sleep(0.05)  # long enough for the next process to take the next of these
 
 
 def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:
@@ -281,7 +305,7 @@ def _case_of(ask: Ask, deadline_s: float) -> Case:
             engine.catalog,
             text=ask.text,
             logs=[LogInput(name=name, data=data, kind=recognise(name, data[:_HEAD])) for name, data in ask.logs],
-            options=ReadOptions(deadline_s=deadline_s),
+            options=ReadOptions(deadline_s=deadline_s, progress=stop_if_abandoned),
             language=ask.language,
             vllm_version=ask.vllm_version,
             target=ask.target,
@@ -289,6 +313,7 @@ def _case_of(ask: Ask, deadline_s: float) -> Case:
         )
     except (OSError, ValueError) as error:
         raise ReadersError(f"What was sent cannot be read: {error}") from None
+    stop_if_abandoned()
     for reading in ask.readings:
         case = replace(case, reading=case.reading + reading)
     return case

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from assistant import readers as readers_module
+from assistant import reading_process
 from assistant.readers import Ask, Readers, ReadersError, clean_input
 from assistant.security.roles import LOCAL, ForbiddenError, Principal, Role
 from assistant.service import QuestionError, Service, opened
@@ -111,20 +113,109 @@ def test_a_reading_process_that_dies_fails_its_own_call_and_is_replaced() -> Non
         readers = Readers(1)
         try:
             await readers.start()
-            pool = readers._opened()
+            (dead,) = readers.pids
             call = asyncio.create_task(readers.diagnose(Ask(text="x" * 3_000_000, logs=(("a", LOG * 40),))))
             await asyncio.sleep(0.05)
-            for process in (pool._processes or {}).values():
-                os.kill(process.pid or 0, signal.SIGKILL)
+            os.kill(dead, signal.SIGKILL)
             with pytest.raises(ReadersError, match="send less"):
                 await call
             answered = await readers.diagnose(Ask(logs=(("a", LOG),)))
             assert answered.verdict == "cause"
+            assert readers.replaced == 1 and dead not in readers.pids
         finally:
             readers.close()
         assert readers.problems()
         with pytest.raises(ReadersError):
             await readers.diagnose(Ask(text="late"))
+
+    asyncio.run(main())
+
+
+#: Takes a reader some seconds: far longer than it needs to notice that nobody waits.
+LARGE = LOG * 700
+
+
+def processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def until_idle(pid: int, seconds: float = 30) -> None:
+    """Wait until a process does nothing for half a second."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = processor_seconds(pid)
+        await asyncio.sleep(0.5)
+        if processor_seconds(pid) - before < 0.1:
+            return
+    raise AssertionError("it goes on")
+
+
+def test_a_cancelled_call_stops_reading_and_keeps_its_process() -> None:
+    async def main() -> None:
+        readers = Readers(1)
+        try:
+            await readers.start()
+            (pid,) = readers.pids
+            began = processor_seconds(pid)
+            await readers.diagnose(Ask(logs=(("a", LARGE),)))
+            whole = processor_seconds(pid) - began
+            began = processor_seconds(pid)
+            call = asyncio.create_task(readers.diagnose(Ask(logs=(("a", LARGE),))))
+            waiting = asyncio.create_task(readers.diagnose(Ask(logs=(("b", LOG),))))
+            while processor_seconds(pid) - began < whole / 10:  # noqa: ASYNC110 (another process's time)
+                await asyncio.sleep(0.01)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert (await waiting).verdict == "cause", "whoever waits behind it is served"
+            await until_idle(pid)
+            assert processor_seconds(pid) - began < whole * 0.8, "it read on for nobody"
+            assert readers.pids == (pid,) and readers.replaced == 0 and readers.asked == 0
+        finally:
+            readers.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_does_not_listen_loses_its_process_and_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_process, "STUBBORN_S", 0.2)
+
+    async def main() -> None:
+        readers = Readers(2)
+        try:
+            await readers.start()
+            before = set(readers.pids)
+            assert len(before) == 2
+            deaf = asyncio.create_task(readers._run(time.sleep, 60.0))
+            await asyncio.sleep(0.2)
+            other = asyncio.create_task(readers.diagnose(Ask(logs=(("a", LARGE),))))
+            deaf.cancel()
+            assert (await other).verdict
+            assert (await readers.diagnose(Ask(logs=(("b", LOG),)))).verdict == "cause"
+            assert readers.replaced == 1 and len(before & set(readers.pids)) == 1
+        finally:
+            readers.close()
+
+    asyncio.run(main())
+
+
+def test_a_call_that_is_too_late_says_so_and_its_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading_process, "STUBBORN_S", 0.2)
+    monkeypatch.setattr(readers_module, "GRACE_S", 0.2)
+
+    async def main() -> None:
+        readers = Readers(1, deadline_s=20)
+        try:
+            await readers.start()
+            readers._deadline_s = 0.5
+            with pytest.raises(TimeoutError):
+                await readers._run(time.sleep, 60.0)
+            readers._deadline_s = 20
+            assert (await readers.diagnose(Ask(logs=(("b", LOG),)))).verdict == "cause"
+            assert readers.replaced == 1
+        finally:
+            readers.close()
 
     asyncio.run(main())
 
@@ -138,7 +229,7 @@ def test_reading_processes_end_with_the_server_however_it_ends(tmp_path: Path) -
         "from assistant.readers import Readers\n"
         "async def main():\n"
         "    r = Readers(1); await r.start()\n"
-        "    print(*(r._opened()._processes), flush=True); time.sleep(60)\n"
+        "    print(*r.pids, flush=True); time.sleep(60)\n"
         "if __name__ == '__main__': asyncio.run(main())\n"
     )
     script = tmp_path / "server.py"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from tools.registry import action
+from tools.registry import ActionError, action
 
 #: Characters that one log given in a call may have.
 MOST_CHARACTERS = 64 << 20
@@ -80,10 +81,14 @@ async def parse_logs(given: ParseInput) -> ParseOutput:
 
     No diagnosis: use diagnose for the cause. Use this to look at what a log states when you want to reason yourself.
     """
-    return await asyncio.to_thread(_parse, given)
+    stop = threading.Event()
+    try:
+        return await asyncio.to_thread(_parse, given, stop)
+    finally:
+        stop.set()  # a thread cannot be ended: it looks at this between two pieces
 
 
-def _parse(given: ParseInput) -> ParseOutput:
+def _parse(given: ParseInput, stop: threading.Event) -> ParseOutput:
     from knowledge.catalog import load
     from tools.logs import LogInput, ReadOptions, read_logs
     from tools.redaction import clean, redact
@@ -92,7 +97,12 @@ def _parse(given: ParseInput) -> ParseOutput:
         LogInput(name=clean(log.name).strip()[:200] or "log", data=log.content.encode("utf-8", "replace"))
         for log in given.logs
     ]
-    read = read_logs(inputs, tuple(load().messages.values()), ReadOptions(deadline_s=55))
+
+    def go_on(*_: object) -> None:
+        if stop.is_set():
+            raise ActionError("Nobody waits for this log any more.")
+
+    read = read_logs(inputs, tuple(load().messages.values()), ReadOptions(deadline_s=55, progress=go_on))
     facts = [
         Fact(
             name=fact.name,

@@ -13,6 +13,7 @@ from assistant.faces.http.diagnoses import service_of
 from assistant.faces.http.models import EXAMPLE, DiagnosisRequest, questions
 from assistant.faces.http.problems import problem, responses
 from assistant.faces.http.senders import Sender
+from assistant.faces.http.wanted import while_wanted
 from assistant.readers import Ask
 
 router = APIRouter(tags=["bundles"])
@@ -68,6 +69,7 @@ async def create(request: Request, who: Sender, given: BundleRequest) -> Respons
         target=given.target,
         answers=given.answers,
     )
-    data = await service_of(request).bundle(who, Ask() if given.incident else ask, given.incident, face="http")
+    packing = service_of(request).bundle(who, Ask() if given.incident else ask, given.incident, face="http")
+    data = await while_wanted(request, packing)
     headers = {"Content-Disposition": 'attachment; filename="incident.zip"'}
     return Response(data, status_code=201, media_type=MEDIA, headers=headers)

@@ -28,6 +28,7 @@ from assistant.faces.http.models import (
 )
 from assistant.faces.http.problems import Json, problem, responses
 from assistant.faces.http.senders import Sender
+from assistant.faces.http.wanted import while_wanted
 from assistant.faces.schemas import compact
 from assistant.readers import Ask
 
@@ -119,19 +120,15 @@ async def create(request: Request, who: Sender, idempotency_key: Key = None, ful
         if earlier is not None:
             return await _earlier(request, who, earlier, digest, full)
     try:
-        answered = await service.diagnose(
-            who,
-            Ask(
-                text=given.text,
-                logs=logs,
-                vllm_version=given.vllm_version,
-                language=given.language,
-                target=given.target,
-                answers=given.answers,
-            ),
-            face="http",
-            save=given.save,
+        ask = Ask(
+            text=given.text,
+            logs=logs,
+            vllm_version=given.vllm_version,
+            language=given.language,
+            target=given.target,
+            answers=given.answers,
         )
+        answered = await while_wanted(request, service.diagnose(who, ask, face="http", save=given.save))
     except BaseException:
         if claim:  # it did not happen, so it may be tried again
             await asyncio.shield(service.in_thread(service.claims.drop, claim))
@@ -231,7 +228,9 @@ async def show(request: Request, who: Sender, incident: Incident, full: bool = F
 )
 async def answer(request: Request, who: Sender, incident: Incident, given: AnswersRequest) -> Response:
     """Answer to the revision that was seen; a stale one is 409 and changes nothing."""
-    answered = await service_of(request).answer(who, incident, given.answers, face="http", revision=given.revision)
+    service = service_of(request)
+    answering = service.answer(who, incident, given.answers, face="http", revision=given.revision)
+    answered = await while_wanted(request, answering)
     return Json(answered.to_json())
 
 

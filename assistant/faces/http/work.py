@@ -18,6 +18,7 @@ from assistant.faces.http.diagnoses import LOOK_EVERY_S, STREAM_S, Seconds, even
 from assistant.faces.http.models import ConfirmationOut, JobOut, JobRequest, ToolsOut
 from assistant.faces.http.problems import Json, problem, responses
 from assistant.faces.http.senders import Sender
+from assistant.faces.http.wanted import while_wanted
 from assistant.faces.schemas import compact
 from tools import registry
 from tools.registry import Action, ConsentError
@@ -70,7 +71,7 @@ def _add(router: APIRouter, action: Action) -> None:
     async def run(request: Request, who: Sender) -> Response:
         service = service_of(request)
         raw = await request.body()
-        result = await perform(
+        doing = perform(
             who,
             action,
             _arguments(action, raw),
@@ -80,6 +81,7 @@ def _add(router: APIRouter, action: Action) -> None:
             runbooks=service.settings.text("runbooks_folder"),
             server=service.server,
         )
+        result = await while_wanted(request, doing)
         return Json(result.model_dump(mode="json"))
 
     router.add_api_route(

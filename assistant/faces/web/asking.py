@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
+from assistant.faces.http.wanted import while_wanted
 from assistant.faces.web.door import MOST_FIELD, log
 from assistant.faces.web.visit import HEADERS, PageError
 from assistant.readers import Ask, ReadersError
@@ -53,7 +54,7 @@ async def ask(visit: Visit) -> Response:
     if visit.request.headers.get("accept", "").startswith("text/event-stream"):
         headers = {**HEADERS, "X-Accel-Buffering": "no", "Cache-Control": "no-store"}
         return StreamingResponse(_progress(visit, given), media_type="text/event-stream", headers=headers)
-    answered = await visit.service.diagnose(visit.principal, given, face="web")
+    answered = await while_wanted(visit.request, visit.service.diagnose(visit.principal, given, face="web"))
     if answered.incident is not None:
         return visit.to(f"/incidents/{answered.incident}")
     from assistant.faces.web.incidents import shown
