@@ -300,6 +300,10 @@ class Service:
         """Run a blocking call of the store off the event loop."""
         return await asyncio.to_thread(function, *arguments)
 
+    async def start(self) -> None:
+        """Prepare now what the first requests would have to wait for: reading processes and the search index."""
+        await asyncio.gather(self.readers.start(), _prepare_search(self.settings.text("runbooks_folder")))
+
     async def ready(self) -> tuple[str, ...]:
         """What is not ready, one sentence each; empty when requests can be served."""
         from assistant.store.database import StoreError
@@ -399,8 +403,6 @@ async def opened(
             _discover()
             worker = service.work(stop)
             others.append(asyncio.create_task(_prune(service, stop)))
-        if isinstance(readers, Readers):  # many will come; a single user is not made to share the first second with it
-            others.append(asyncio.create_task(_prepare_search(settings.text("runbooks_folder"))))
         yield service
     finally:
         stop.set()

@@ -160,7 +160,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with opened(settings, work=work) as service, contextlib.AsyncExitStack() as stack:
-            await service.readers.start()
+            await service.start()
             shared._service = service
             stack.enter_context(observing(service, shared.metrics, shared.tracing))
             try:

@@ -89,11 +89,14 @@ class Claims:
             ).scalar()
         return None if value is None else str(value)
 
-    def put(self, key: str, value: str) -> bool:
-        """Change the value of a claim that stands; False where there is none."""
+    def put(self, key: str, value: str, *, keep_s: float | None = None) -> bool:
+        """Change the value of a claim that stands, and keep it ``keep_s`` seconds from now; False where there is none."""
         statement = sa.update(CLAIMS).where(CLAIMS.c.key == plain_text(key, _MOST_KEY))
+        values: dict[str, object] = {"value": plain_text(value, _MOST_VALUE)}
         with self._database.write() as connection:
-            return connection.execute(statement.values(value=plain_text(value, _MOST_VALUE))).rowcount == 1
+            if keep_s is not None:
+                values["until"] = self._database.clock(connection) + int(keep_s * 1000)
+            return connection.execute(statement.values(**values)).rowcount == 1
 
     def drop(self, key: str) -> None:
         """Give a claim up, so that the next one may try."""

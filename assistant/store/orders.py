@@ -125,6 +125,13 @@ class Orders:
             raise LostOrderError(f"The order {held.id} belongs to somebody else by now.")
         return Held(held.id, dict(state), held.fence + 1, held.created_at_ms, held.attempts)
 
+    def hand_over(self, held: Held, state: Mapping[str, Any]) -> None:
+        """Give back the order of a process that is stopped: free at once, and the attempt does not count.
+
+        One that belongs to somebody else by now is left alone.
+        """
+        self._change(held.id, held.fence, _text(state, "", 0, held.attempts - 1))
+
     def done(self, held: Held) -> None:
         """Forget an order that was carried out; that its key was seen stays known."""
         with self._database.write() as connection:

@@ -30,7 +30,7 @@ from assistant.faces.http.problems import Json, problem, responses
 from assistant.faces.http.senders import Sender
 from assistant.faces.http.wanted import while_wanted
 from assistant.faces.schemas import compact
-from assistant.readers import Ask
+from assistant.readers import GRACE_S, Ask
 
 if TYPE_CHECKING:
     from assistant.security.roles import Principal
@@ -116,7 +116,10 @@ async def create(request: Request, who: Sender, idempotency_key: Key = None, ful
     service = service_of(request)
     claim = f"http:{who.id}:{idempotency_key}" if idempotency_key else ""
     if claim:
-        earlier = await service.in_thread(lambda: service.claims.take(claim, f"{digest}:", keep_s=KEEP_KEY_S))
+        # Until there is an incident the key is held no longer than the work can take: a server that is killed meanwhile
+        # must not keep the client from trying again.
+        working_s = service.settings.number("deadline_s") * 2 + GRACE_S
+        earlier = await service.in_thread(lambda: service.claims.take(claim, f"{digest}:", keep_s=working_s))
         if earlier is not None:
             return await _earlier(request, who, earlier, digest, full)
     try:
@@ -134,7 +137,8 @@ async def create(request: Request, who: Sender, idempotency_key: Key = None, ful
             await asyncio.shield(service.in_thread(service.claims.drop, claim))
         raise
     if claim:
-        await service.in_thread(service.claims.put, claim, f"{digest}:{answered.incident or ''}")
+        value = f"{digest}:{answered.incident or ''}"
+        await service.in_thread(lambda: service.claims.put(claim, value, keep_s=KEEP_KEY_S))
     headers = {"Location": f"/v1/diagnoses/{answered.incident}"} if answered.incident else {}
     body = answered.to_json(full=full)
     if answered.not_saved:

@@ -184,6 +184,12 @@ class Desk:
             await self._done(work.held)
         except LostOrderError:
             return None
+        except (
+            asyncio.CancelledError
+        ):  # the process is stopped: another replica shall not have to wait until it is missed
+            await self._stop_holding(keeper)
+            await self._hand_over(work.held if work else held, work.order if work else order)
+            raise
         except UnreachableError as error:
             _log.warning("An answer could not be delivered. %s", error)
             await self._stop_holding(keeper)
@@ -218,6 +224,13 @@ class Desk:
                 return
             except StoreError:
                 continue
+
+    async def _hand_over(self, held: Held | None, order: Mapping[str, Any]) -> None:
+        from assistant.store.database import StoreError
+
+        if held is not None:
+            with contextlib.suppress(StoreError):  # then it is taken when it is held no more
+                await self._service.in_thread(self.orders.hand_over, held, order)
 
     async def _done(self, held: Held | None) -> None:
         from assistant.store.database import StoreError

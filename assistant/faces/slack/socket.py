@@ -33,7 +33,7 @@ async def run(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with opened_service(settings) as service:
-        await service.readers.start()
+        await service.start()
         async with opened(settings, service) as face:
             if problem := await face.workspaces.introduce():
                 raise SocketError(problem)

@@ -38,6 +38,10 @@ def test_a_claim_ends_is_changed_and_given_up(database: Database) -> None:
     assert claims.get("a") is None
     assert claims.take("a", "2", keep_s=60) is None
     assert claims.put("a", "3") and claims.get("a") == "3"
+    assert claims.put("a", "5", keep_s=0.02)
+    time.sleep(0.05)
+    assert claims.get("a") is None
+    assert claims.take("a", "6", keep_s=60) is None
     claims.drop("a")
     assert claims.get("a") is None and not claims.put("a", "4")
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from assistant.store.database import Database
+from assistant.store.orders import Orders
 from tests.assistant.faces.slack.driver import User, buttons, environment, form, wait_for, words
 from tests.assistant.faces.slack.standin import Slack
 
@@ -128,6 +130,30 @@ def test_what_two_processes_did_not_get_through_is_said(tmp_path: Path, slack: S
         assert "重启过" in words(message.blocks)
     finally:
         slack.stalled.clear()
+        process.kill()
+
+
+@pytest.mark.slow
+def test_stopped_between_acknowledgement_and_answer_the_next_goes_on_at_once(tmp_path: Path, slack: Slack) -> None:
+    slack.stalled.set()
+    for attempt in range(3):  # being stopped in good order takes no attempt away
+        tried = slack.calls["chat.postMessage"] + slack.calls["response_url"]
+        process, user = serving(tmp_path, slack)
+        if not attempt:
+            assert user.command(SURE).status_code == 200
+        wait_for(lambda tried=tried: slack.calls["chat.postMessage"] + slack.calls["response_url"] > tried, 60)
+        process.kill(signal.SIGTERM)
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    assert [(held.attempts, held.state["kind"]) for held in Orders(database).free("slack", "me", 0.0)] == [
+        (1, "diagnose")
+    ]
+    database.close()
+    slack.stalled.clear()
+    process, user = serving(tmp_path, slack)
+    try:
+        assert "置信度" in words(user.answer(0, 60).blocks)
+        assert len([message for message in slack.answers() if "置信度" in words(message.blocks)]) == 1
+    finally:
         process.kill()
 
 
