@@ -56,12 +56,16 @@ class Node:
 
 
 class RemoteTools:
-    """The actions of one node. ``outbound`` decides what may be connected to; ``note`` writes every call down."""
+    """The actions of one node. ``outbound`` decides what may be connected to; ``note`` writes every call down.
 
-    def __init__(self, node: Node, outbound: Outbound, note: Note = unnoted) -> None:
+    No reading call takes longer than ``most_s`` seconds, so that one silent node leaves time to show the others.
+    """
+
+    def __init__(self, node: Node, outbound: Outbound, note: Note = unnoted, *, most_s: float = 30.0) -> None:
         self.node = node
         self._outbound = outbound
         self._note = note
+        self._most_s = most_s
         self._number = 0
 
     @contextlib.asynccontextmanager
@@ -81,7 +85,7 @@ class RemoteTools:
     async def call(self, name: str, arguments: Mapping[str, Any], *, deadline_s: float = 30.0) -> BaseModel:
         """A ``reads`` action on the node; raises :class:`RemoteError`."""
         async with self._noted(name, arguments):
-            body = await self._tool(name, arguments, deadline_s)
+            body = await self._tool(name, arguments, min(deadline_s, self._most_s))
             return self._read(name, body)
 
     async def run(

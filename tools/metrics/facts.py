@@ -123,6 +123,8 @@ class _Facts:
         measured = "none" if not window.looks or window.lost else "one-look" if window.looks == 1 else "measured"
         if window.answer != "vllm":
             measured = "none"
+            # Words or a log may name a cause all the same; then this says that the server itself was not looked at.
+            self.lacking.append((clean(window.source), redact(clean(detail or window.answer))[:QUOTE_LIMIT]))
         elif measured == "measured" and any(not _has(engine, key) for engine in window.engines for key in NEEDED):
             measured = "partly"
         self.state("metrics.window", measured)

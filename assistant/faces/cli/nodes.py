@@ -45,9 +45,10 @@ def with_nodes(wanted: Sequence[str], least: int, work: Callable[[list[RemoteToo
 
     @contextlib.asynccontextmanager
     async def opened() -> AsyncIterator[list[RemoteTools]]:
+        most_s = max(1.0, (deadline_s or 60.0) / 2 - 1)  # one call may hang and another node still be asked
         with noted() as notes:
             async with Outbound(policy_of(settings, targets)) as out:
-                yield [RemoteTools(node, out, notes.note) for node in nodes]
+                yield [RemoteTools(node, out, notes.note, most_s=most_s) for node in nodes]
 
     async def main() -> T:
         async with opened() as tools, asyncio.timeout(deadline_s):

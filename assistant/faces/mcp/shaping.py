@@ -142,6 +142,11 @@ def _fewer(key: str, keep: int) -> Callable[[dict[str, Any]], None]:
     return cut
 
 
+def _shorter_gaps(body: dict[str, Any]) -> None:
+    """That something could not be looked at is always said: without it, silence reads as health."""
+    body["not_measured"] = [{key: text[:80] for key, text in entry.items()} for entry in body["not_measured"]]
+
+
 def _no_labels(body: dict[str, Any]) -> None:
     for step in body["next_steps"]:
         step.pop("labels", None)
@@ -154,7 +159,8 @@ _CUTS: tuple[Callable[[dict[str, Any]], None], ...] = (
     _fewer("fixes", 2),
     _fewer("because", 1),
     _shorter_commands,
-    _dropping(("next_steps", 2), ("ruled_out", 0), ("not_measured", 0)),
+    _shorter_gaps,
+    _dropping(("next_steps", 2), ("ruled_out", 0)),
     _fewer("fixes", 1),
     _dropping(("collect_first", 0), ("next_steps", 1)),
     _fewer("because", 0),
