@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.endurance.fuzzing import Fuzz, seed_of
+
 DATA = Path(__file__).parent / "data"
 
 
@@ -16,6 +18,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=2.0,
         help="how long each fuzz test goes on (make verify: 20, make endure: 900)",
+    )
+
+    parser.addoption(
+        "--fuzz-seed", default="20261121", help="what fuzz tests make their inputs from; 'random' makes one up"
+    )
+    parser.addoption("--fuzz-only", type=int, default=None, help="only this input of the fuzz test that is chosen")
+    parser.addoption("--soak-seconds", type=float, default=240.0, help="how long the soak goes on (make endure: 1800)")
+
+
+@pytest.fixture
+def fuzz(request: pytest.FixtureRequest) -> Fuzz:
+    """The inputs of one fuzz test, by its name."""
+    option = request.config.getoption
+    return Fuzz(
+        request.node.name, float(option("--fuzz-seconds")), seed_of(str(option("--fuzz-seed"))), option("--fuzz-only")
     )
 
 

@@ -12,8 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
+from assistant.faces.http.wanted import GONE
 from assistant.readers import ReadersError
 from assistant.security.authentication import UnauthenticatedError
 from assistant.security.roles import ForbiddenError
@@ -131,6 +133,9 @@ def install(app: FastAPI, metadata_url: str) -> None:
         log.error("request %s failed", getattr(request.state, "request_id", ""), exc_info=error)
         return problem(request, 500, "This is a mistake of ours; the request id names it in the server's log.")
 
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return problem(request, GONE, "The client went before its request was there.")
+
     def saying(status: int) -> Any:
         async def handler(request: Request, error: Exception) -> Response:
             errors = list(error.problems) if isinstance(error, InputError) else []
@@ -143,6 +148,7 @@ def install(app: FastAPI, metadata_url: str) -> None:
     app.add_exception_handler(UnauthenticatedError, unauthenticated)  # type: ignore[arg-type]
     app.add_exception_handler(TooOftenError, too_often)  # type: ignore[arg-type]
     app.add_exception_handler(StoreError, unavailable)
+    app.add_exception_handler(ClientDisconnect, gone)  # type: ignore[arg-type]
     for kind, status in (
         (NotFoundError, 404),
         (UnknownActionError, 404),

@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from assistant.faces.slack.shapes import is_sound
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from slack_bolt.oauth.async_oauth_flow import AsyncOAuthFlow
@@ -42,27 +44,29 @@ class Door:
         if len(body) > MOST_BODY:
             return Response(status_code=413)
         try:
-            body.decode("utf-8")
+            text = body.decode("utf-8")
         except UnicodeDecodeError:
             return Response(status_code=400)
-        if self._came_before(request, body):
+        if not self._is_signed(request, body):
+            return Response(status_code=401)
+        if not is_sound(text, request.headers.get("content-type", "")):
+            return Response("This has not the form of anything that Slack sends.\n", 400, media_type="text/plain")
+        if not self.replays.is_new(request.headers.get("x-slack-signature", "")):
             # Either way nothing is done again. A repetition is Slack's own and has to hear that all is well.
             repeated = bool(request.headers.get("x-slack-retry-num"))
             return Response(status_code=200 if repeated else 401)
         return await AsyncSlackRequestHandler(self.face.app).handle(request)
 
-    def _came_before(self, request: Request, body: bytes) -> bool:
-        """Whether this very delivery was taken already. One that is not Slack's is left for Bolt to refuse."""
+    def _is_signed(self, request: Request, body: bytes) -> bool:
+        """Whether Slack signed this just now. What is not Slack's is not even taken apart."""
         from slack_sdk.signature import SignatureVerifier
 
-        if self.face is None or self.replays is None:
+        if self.face is None:
             return False
         verifier = SignatureVerifier(self.face.settings.text("slack.signing_secret"))
         signature = request.headers.get("x-slack-signature", "")
         stamp = request.headers.get("x-slack-request-timestamp", "")
-        if not stamp.isdecimal() or not verifier.is_valid(body, stamp, signature):
-            return False
-        return not self.replays.is_new(signature)
+        return stamp.isascii() and stamp.isdecimal() and len(stamp) < 20 and verifier.is_valid(body, stamp, signature)
 
     async def oauth(self, request: Request) -> Response:
         """The page that installs the app, and the way back from Slack."""
