@@ -18,7 +18,7 @@ RUN_LOG ?= tests/data/lab/tp2-truncated
 INCIDENTS ?=
 FUZZ_SECONDS ?= 2
 VERIFY_SECONDS ?= 3600
-ENDURE_SECONDS ?= 14400
+ENDURE_SECONDS ?= 21600
 
 .PHONY: help install run test verify endure lint format bench lab calibrate lock clean
 

@@ -44,11 +44,14 @@ class Step:
     needs_s: float = 30
 
 
-def pytest_step(markers: str, *arguments: str) -> Callable[[float], Outcome]:
+def pytest_step(markers: str, *arguments: str, aloud: bool = False) -> Callable[[float], Outcome]:
+    """Tests by their markers; ``aloud`` passes on what they print, which is the report of a long one."""
+
     def run(seconds: float) -> Outcome:
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
             command = [sys.executable, "-m", "pytest", "-q", "-m", markers, f"--junitxml={report}", *arguments]
+            command += ["-s"] if aloud else []
             try:
                 status = run_in_group(command, seconds)
             except TimeoutError:
@@ -279,13 +282,19 @@ EXTENDED = [
             "--ignore=tests/tools/prometheus",
             "--ignore=tests/assistant/alerts/test_shipped.py",
             *(f"--ignore=tests/assistant/nodes/test_{name}.py" for name in ("ray", "slurm", "kubernetes")),
+            "--ignore=tests/assistant/faces/test_replicas.py",
         ),
         120,
     ),
     Step(
         "replicas",
-        pytest_step("(postgres or slow) and not lab and not endure", "tests/assistant/faces/test_replicas.py"),
-        180,
+        pytest_step(
+            "(postgres or slow) and not lab and not endure",
+            "tests/assistant/faces/test_replicas.py",
+            "tests/endurance/test_dying_dependencies.py",
+            aloud=True,
+        ),
+        600,
     ),
     Step("pages in a browser", browser, 120),
     Step("manifests", script_step("manifests.py"), 60),
@@ -294,8 +303,39 @@ EXTENDED = [
     Step("Model Context Protocol", model_context_protocol, 180),
     Step("all of the real vLLM server", laboratory, 300),
 ]
+#: The long runs, an hour of fuzzing and half an hour of load among them; each prints what it measured.
 ENDURE = [
-    Step("fuzz, soak and kill runs", pytest_step("(slow or endure) and not lab", "--fuzz-seconds=900"), 900),
+    Step(
+        "rolling restart",
+        pytest_step("slow and postgres", "-k", "replaced", "tests/assistant/faces/test_replicas.py", aloud=True),
+        300,
+    ),
+    Step("dying dependencies", pytest_step("not nothing", "tests/endurance/test_dying_dependencies.py"), 400),
+    Step("soak", pytest_step("endure", "--soak-seconds=1800", "tests/endurance/test_soak.py", aloud=True), 2000),
+    Step(
+        "fuzz",
+        pytest_step(
+            "not nothing",
+            "--fuzz-seconds=600",
+            "--fuzz-seed=random",
+            "-k",
+            "fuzz",
+            "tests/endurance/test_fuzz.py",
+            aloud=True,
+        ),
+        3700,
+    ),
+    Step("killed at 200 points", pytest_step("endure", "tests/assistant/faces/test_replicas.py", aloud=True), 3600),
+    Step(
+        "other slow and long tests",
+        pytest_step(
+            "(slow or endure) and not lab and not browser and not mcp",
+            "--fuzz-seconds=60",
+            "--ignore=tests/endurance",
+            "--ignore=tests/assistant/faces/test_replicas.py",
+        ),
+        900,
+    ),
     Step("real vLLM server", lambda seconds: laboratory(seconds, "lab"), 300),
 ]
 

@@ -18,12 +18,17 @@ _NONSENSE = b'{"status": "success", "data": {"result": [[[[{"a": NaN}]]], "\\ud8
 
 
 class Faulty:
-    """One TCP server. ``mode`` is one of :data:`FAILURES`, or ``works``, which passes everything to ``upstream``."""
+    """One TCP server.
 
-    def __init__(self, mode: str = "hang", upstream: tuple[str, int] | None = None) -> None:
+    ``mode`` is one of :data:`FAILURES`, or ``works``, which passes everything to ``upstream``, or ``page``, which
+    answers every request with ``page``.
+    """
+
+    def __init__(self, mode: str = "hang", upstream: tuple[str, int] | None = None, page: bytes = b"") -> None:
         self.mode = mode
         self.asked = 0
         self._upstream = upstream
+        self._page = page
         self._ended = threading.Event()
         self._changed = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -78,6 +83,9 @@ class Faulty:
             kind = b"application/json" if self.asked % 2 else b"text/html"
             head = b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
             client.sendall(head % (kind, len(body)) + body)
+        elif mode == "page":
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
+            client.sendall(head % len(self._page) + self._page)
         elif mode == "500":
             client.sendall(b"HTTP/1.1 500 Oops\r\nContent-Length: 5\r\nConnection: close\r\n\r\nsorry")
         else:

@@ -10,14 +10,18 @@ import json
 from typing import Any
 from urllib.parse import parse_qs
 
-_TABLES = ("container", "view", "enterprise", "event", "state", "item", "bot_profile", "previous_message", "metadata")
-_TABLES += ("assistant_thread", "function_data", "interactivity", "workflow_step")
+_TABLES = frozenset(
+    "container view enterprise event state item bot_profile previous_message metadata assistant_thread function_data "
+    "interactivity workflow_step".split()
+)
 #: A table in one kind of payload, an id in another.
-_EITHER = ("team", "channel", "message", "user")
-_LISTS = ("actions", "authorizations", "blocks", "files", "response_urls", "elements")
-_TEXTS = ("type", "callback_id", "action_id", "block_id", "team_id", "enterprise_id", "channel_id", "user_id", "id")
-_TEXTS += ("command", "text", "trigger_id", "response_url", "ts", "thread_ts", "subtype", "bot_id", "event_id", "value")
-_TEXTS += ("message_ts", "private_metadata", "name", "username", "context_team_id", "context_enterprise_id")
+_EITHER = frozenset(("team", "channel", "message", "user"))
+_LISTS = frozenset(("actions", "authorizations", "blocks", "files", "response_urls", "elements"))
+_TEXTS = frozenset(
+    "type callback_id action_id block_id team_id enterprise_id channel_id user_id id command text trigger_id response_url ts "
+    "thread_ts subtype bot_id event_id value message_ts private_metadata name username context_team_id "
+    "context_enterprise_id".split()
+)
 _DEEPEST = 40
 
 
@@ -52,14 +56,14 @@ def _is_fitting(table: dict[str, Any], deepest: int) -> bool:
 
 def _has_its_kind(name: str, value: Any, deepest: int) -> bool:
     if isinstance(value, dict):
-        return name not in (*_LISTS, *_TEXTS) and _is_fitting(value, deepest - 1)
+        return name not in _LISTS | _TEXTS and _is_fitting(value, deepest - 1)
     if name in _LISTS:
         return isinstance(value, list) and all(
             isinstance(part, dict) and _is_fitting(part, deepest - 1) for part in value
         )
     if name in _TABLES:
         return False
-    if name in (*_TEXTS, *_EITHER) and not isinstance(value, str):
+    if name in _TEXTS | _EITHER and not isinstance(value, str):
         return False
     return not isinstance(value, str) or _can_be_kept(value)
 
