@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 #: Characters of an answer in a person's own words.
 MOST_ANSWER = 200
+#: Seconds after which memory that large requests left is given back to the system.
+TIDY_EVERY_S = 15.0
 #: Seconds between two clearings of what is old enough to go.
 PRUNE_EVERY_S = 6 * 3600.0
 
@@ -399,6 +401,8 @@ async def opened(
         await asyncio.to_thread(migrate, database, backup_folder=backup_folder(settings))
         readers = readers or Readers(settings.whole("server.readers"), deadline_s=settings.number("deadline_s"))
         service = Service(settings, catalog, database, readers)
+        if isinstance(readers, Readers):
+            others.append(asyncio.create_task(_tidy()))
         if work:
             _discover()
             worker = service.work(stop)
@@ -420,6 +424,15 @@ async def _prepare_search(folder: str) -> None:
 
     with contextlib.suppress(OSError):  # said again, in words, to whoever searches
         await asyncio.to_thread(retriever, folder)
+
+
+async def _tidy() -> None:
+    """Give memory back now and then; a server lives for months, and its largest request should not last as long."""
+    from assistant.reading_process import give_back_memory
+
+    while True:
+        await asyncio.sleep(TIDY_EVERY_S)
+        await asyncio.to_thread(give_back_memory)
 
 
 async def _prune(service: Service, stop: asyncio.Event) -> None:

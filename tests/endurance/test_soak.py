@@ -303,7 +303,9 @@ def test_soak(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         text = report(soak, (before, after))
         print(text)
         if file := os.environ.get("SOAK_REPORT"):
-            Path(file).write_text(json.dumps([asdict(period) for period in soak.periods]))
+            Path(file).write_text(
+                json.dumps([[asdict(sample) for sample in period.samples] for period in soak.periods])
+            )
         assert not soak.failed, soak.failed[:10]
         judge(soak, before, after)
 

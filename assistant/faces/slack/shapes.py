@@ -48,7 +48,9 @@ def _is_fitting(table: dict[str, Any], deepest: int) -> bool:
         _has_its_kind(name, value, deepest) for name, value in table.items() if value is not None
     ):
         return False
-    typed = [part for part in (table.get("event"), table.get("view")) if part is not None]
+    typed = [table[name] for name in ("event", "view") if name in table]
+    if table.get("type") == "event_callback" and not typed or not all(isinstance(part, dict) for part in typed):
+        return False
     acts = table.get("actions", [{"type": "", "name": ""}])
     named = bool(acts) and all("action_id" in act or "name" in act for act in acts)
     return named and all(isinstance(part.get("type"), str) for part in (*typed, *acts))

@@ -53,6 +53,8 @@ def test_what_slack_sends_is_sound() -> None:
         {"view": {"id": "V0"}},
         {"channel": {"name": "\ud800"}},
         {"type": {"a": 1}},
+        {"type": "event_callback"},
+        {"type": "event_callback", "event": None},
     ],
 )
 def test_what_slack_would_not_send_is_refused(changed: dict[str, Any]) -> None:
