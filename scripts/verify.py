@@ -26,6 +26,8 @@ LAB = ROOT / ".lab"
 LAB_BYTES = 9 * 2**30
 NOTHING_COLLECTED = 5  # pytest's exit status
 NO_TOOL = 4  # scripts/verify_http.py's
+#: pytest's -m takes an expression; no test is marked so.
+EVERY_TEST = "not nothing"
 
 
 @dataclass
@@ -310,12 +312,12 @@ ENDURE = [
         pytest_step("slow and postgres", "-k", "replaced", "tests/assistant/faces/test_replicas.py", aloud=True),
         300,
     ),
-    Step("dying dependencies", pytest_step("not nothing", "tests/endurance/test_dying_dependencies.py"), 400),
+    Step("dying dependencies", pytest_step(EVERY_TEST, "tests/endurance/test_dying_dependencies.py"), 400),
     Step("soak", pytest_step("endure", "--soak-seconds=1800", "tests/endurance/test_soak.py", aloud=True), 2000),
     Step(
         "fuzz",
         pytest_step(
-            "not nothing",
+            EVERY_TEST,
             "--fuzz-seconds=600",
             "--fuzz-seed=random",
             "-k",

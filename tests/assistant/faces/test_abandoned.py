@@ -86,3 +86,18 @@ def test_reading_ends_when_the_client_hangs_up(served: Served, kind: str) -> Non
     )
     assert answer.status_code == 201
     assert spent < (processor_seconds(pid) - before) * 0.8, "the abandoned one was read to its end"
+
+
+@pytest.mark.parametrize("path", ["/v1/diagnoses", "/v1/tools/search_knowledge", "/ask"])
+def test_a_client_that_goes_in_the_middle_of_its_request_is_no_error_of_ours(
+    served: Served, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = urlsplit(served.url)
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
+    head += f"Authorization: {served.headers('viewer')['Authorization']}\r\nAccept: application/json, text/event-stream\r\n\r\n{{"
+    with socket.create_connection((where.hostname or "", where.port or 0), timeout=30) as wire:
+        wire.sendall(head.encode())
+        time.sleep(0.2)
+    assert httpx.get(f"{served.url.removesuffix('/mcp')}/healthz", timeout=30).status_code == 200
+    time.sleep(0.5)
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
