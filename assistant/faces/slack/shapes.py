@@ -14,13 +14,12 @@ _TABLES = frozenset(
     "container view enterprise event state item bot_profile previous_message metadata assistant_thread function_data "
     "interactivity workflow_step".split()
 )
-#: A table in one kind of payload, an id in another.
-_EITHER = frozenset(("team", "channel", "message", "user"))
+#: A table in one kind of payload, a text in another: an id, or the text of a button and the button's text object.
+_EITHER = frozenset(("team", "channel", "message", "user", "text", "value", "name"))
 _LISTS = frozenset(("actions", "authorizations", "blocks", "files", "response_urls", "elements"))
 _TEXTS = frozenset(
-    "type callback_id action_id block_id team_id enterprise_id channel_id user_id id command text trigger_id response_url ts "
-    "thread_ts subtype bot_id event_id value message_ts private_metadata name username context_team_id "
-    "context_enterprise_id".split()
+    "type callback_id action_id block_id team_id enterprise_id channel_id user_id id command trigger_id response_url ts "
+    "thread_ts subtype bot_id event_id message_ts private_metadata username context_team_id context_enterprise_id".split()
 )
 _DEEPEST = 40
 

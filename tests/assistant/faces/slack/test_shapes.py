@@ -18,7 +18,25 @@ CLICK: dict[str, Any] = {
     "channel": {"id": "C0"},
     "enterprise": None,
     "container": {"type": "message", "message_ts": "1.1"},
-    "actions": [{"type": "button", "action_id": "language", "value": "x"}],
+    "actions": [
+        {"type": "button", "action_id": "language", "value": "x", "text": {"type": "plain_text", "text": "中文"}}
+    ],
+}
+FORM_SENT: dict[str, Any] = {
+    "type": "view_submission",
+    "team": {"id": "T0"},
+    "user": {"id": "U0", "username": "ada", "name": "ada"},
+    "view": {
+        "id": "V0",
+        "type": "modal",
+        "callback_id": "ask",
+        "private_metadata": "{}",
+        "title": {"type": "plain_text", "text": "x"},
+        "blocks": [
+            {"type": "input", "block_id": "text", "element": {"type": "plain_text_input", "action_id": "value"}}
+        ],
+        "state": {"values": {"text": {"value": {"type": "plain_text_input", "value": "it hangs"}}}},
+    },
 }
 EVENT: dict[str, Any] = {
     "type": "event_callback",
@@ -37,6 +55,7 @@ def test_what_slack_sends_is_sound() -> None:
     assert is_sound(urlencode({"command": "/vllm-diagnose", "text": ""}), FORM)
     assert is_sound("ssl_check=1", FORM)
     assert is_sound(urlencode({"payload": json.dumps(CLICK)}), FORM)
+    assert is_sound(urlencode({"payload": json.dumps(FORM_SENT)}), FORM)
     assert is_sound(json.dumps(EVENT), JSON)
     assert is_sound(json.dumps({"type": "url_verification", "challenge": "x"}), JSON)
 
