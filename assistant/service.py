@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -103,6 +105,7 @@ class Service:
         #: Set when the server begins to stop: it still answers, says so at /readyz and takes no further job.
         self.draining = False
         self._carrying: tuple[Worker, asyncio.Task[None]] | None = None
+        self._store_threads = ThreadPoolExecutor(16, thread_name_prefix="store")
 
     async def diagnose(self, principal: Principal, ask: Ask, *, face: str, save: bool = True) -> Answered:
         """Read what was given, decide, and keep the incident.
@@ -299,8 +302,18 @@ class Service:
                 raise QuestionError(f"{value[:80]!r} is no answer to {name}; its choices are {choices}.")
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a blocking call of the store off the event loop."""
-        return await asyncio.to_thread(function, *arguments)
+        """Run a blocking call of the store off the event loop; raises ``StoreError`` where it takes too long.
+
+        A database that takes connections and says nothing holds its threads, which are these and nobody else's.
+        """
+        from assistant.store.database import StoreError
+
+        seconds = self.settings.number("store.timeout_s") * 2 + 1
+        call = asyncio.get_running_loop().run_in_executor(self._store_threads, partial(function, *arguments))
+        try:
+            return await asyncio.wait_for(call, seconds)
+        except TimeoutError:
+            raise StoreError(f"The database {self.database.shown} did not answer within {seconds:g} s.") from None
 
     async def start(self) -> None:
         """Prepare now what the first requests would have to wait for: reading processes and the search index."""
@@ -320,6 +333,10 @@ class Service:
         except (StoreError, TimeoutError) as error:
             problems.append(str(error) or "The database does not answer.")
         return (*problems, *self.readers.problems())
+
+    def close(self) -> None:
+        """Wait for no call of the store any more."""
+        self._store_threads.shutdown(wait=False, cancel_futures=True)
 
     def drain(self) -> None:
         """Begin to stop: other replicas take what comes from now on."""
@@ -394,6 +411,7 @@ async def opened(
 
     catalog = load()
     database = open_database(settings)
+    service: Service | None = None
     worker: asyncio.Task[None] | None = None
     others: list[asyncio.Task[None]] = []
     stop = asyncio.Event()
@@ -413,6 +431,8 @@ async def opened(
         for task in others:
             task.cancel()
         await asyncio.gather(*others, *([worker] if worker else ()), return_exceptions=True)
+        if service is not None:
+            service.close()
         if readers is not None:
             await asyncio.to_thread(readers.close)
         database.close()
