@@ -8,8 +8,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from assistant.security.roles import LOCAL
-
 if TYPE_CHECKING:
     from assistant.store.audit import Audit, Outcome
 
@@ -47,6 +45,7 @@ class Notes:
     def note(self, did: str, effect: str, target: str, outcome: Outcome, detail: Mapping[str, Any]) -> None:
         """Add one line, about something that the person at this command line did to ``target``."""
         from assistant.nodes.looking import audited
+        from assistant.security.roles import LOCAL
 
         if self.audit is not None:
             audited(self.audit, LOCAL, "cli")(did, effect, target, outcome, detail)
