@@ -176,3 +176,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         if left.session == process.pid:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(left.pid, signal.SIGKILL)
+    # A pipe that somebody else still holds would stay open here until the interpreter collects it, when no loop is left
+    # to close it; there is no public way to the transport.
+    process._transport.close()  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
