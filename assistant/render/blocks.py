@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from assistant.diagnosis.model import Advice, Collect, Diagnosis, Finding, Language
+from assistant.diagnosis.model import Advice, Collect, Diagnosis, Finding, Language, NextStep
 from knowledge.catalog import Catalog
 from knowledge.shapes import Cause
 
@@ -55,8 +55,10 @@ class Item:
 Block = Heading | Text | Quotation | Command | Item
 
 
-def diagnosis_blocks(diagnosis: Diagnosis, catalog: Catalog, *, show_path: bool = False) -> Iterator[Block]:
-    """The whole answer, most important first."""
+def diagnosis_blocks(
+    diagnosis: Diagnosis, catalog: Catalog, *, show_path: bool = False, typed: bool = False
+) -> Iterator[Block]:
+    """The whole answer, most important first; ``typed`` adds to each question how the command line is answered."""
     word, lang = catalog.word, diagnosis.language
     first = diagnosis.causes[0] if diagnosis.causes else None
     if diagnosis.verdict == "cause" and first is not None:
@@ -74,6 +76,8 @@ def diagnosis_blocks(diagnosis: Diagnosis, catalog: Catalog, *, show_path: bool 
         for number, step in enumerate(diagnosis.next_steps, 1):
             labels = tuple(label for _, label in step.choices or ())
             body = (Text(" / ".join(labels), "quiet"),) if labels else ()
+            if typed and step.action == "ask" and step.choices:
+                body += (Text(_answered(step), "quiet"),)
             yield Item(step.text, body=body, number=number)
     rest = diagnosis.causes[1:] if diagnosis.verdict == "cause" else diagnosis.causes
     for relation, heading in (("also", "heading-also"), (None, "heading-others")):
@@ -100,6 +104,12 @@ def diagnosis_blocks(diagnosis: Diagnosis, catalog: Catalog, *, show_path: bool 
         for source in first.sources:
             section = f" § {source.section}" if source.section else ""
             yield Text(f"{source.document}{section}" + (f"  {source.url}" if source.url else ""), "quiet")
+
+
+def _answered(step: NextStep) -> str:
+    """The option that answers a question, safe to paste: the first choice, the others behind it as a comment."""
+    first, *others = [value for value, _ in step.choices or ()]
+    return f"--answer {step.id}={first}  # {', '.join(others)}" if others else f"--answer {step.id}=..."
 
 
 def _percent(finding: Finding) -> int:

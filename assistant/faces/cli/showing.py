@@ -67,7 +67,8 @@ def show(
         body |= {"seen_before": list(seen_before)} if incident else {}
         print(json.dumps(body, ensure_ascii=False, indent=2))
         return
-    blocks = list(diagnosis_blocks(diagnosis, known, show_path=shown.path))
+    typed = shown.output == "text"
+    blocks = list(diagnosis_blocks(diagnosis, known, show_path=shown.path, typed=typed))
     blocks += seen_before_blocks(seen_before, known, diagnosis.language)
     if shown.output == "markdown":
         from assistant.render.markdown import to_markdown

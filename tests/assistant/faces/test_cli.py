@@ -92,6 +92,15 @@ def test_what_is_not_known_is_said_with_what_would_help() -> None:
     assert any(step["action"] == "collect" for step in body["next_steps"])
 
 
+def test_the_option_that_answers_a_question_stands_under_it_and_works_as_pasted() -> None:
+    words = "it hangs at start"
+    asked = run("ask", words).stdout
+    pasted = re.search(r"--answer (incident\.cured_by_p2p_off=yes)  # no, unknown$", asked, re.MULTILINE)
+    assert pasted, asked
+    assert "--answer server.version=..." in asked
+    assert "distributed/p2p-or-custom-allreduce · confidence" in run("ask", words, "--answer", pasted[1]).stdout
+
+
 def test_an_answer_to_a_question_becomes_evidence() -> None:
     done = run("ask", "it hangs at start", "--answer", "scope.gpus=several", "-o", "json", "--full")
     body = json.loads(done.stdout)
