@@ -87,6 +87,7 @@ def program(name: str) -> str:
     [
         ("promtool", "check", "rules", "prometheus/rules.yml"),
         ("promtool", "test", "rules", "prometheus/rules_test.yml"),
+        ("promtool", "check", "config", "prometheus/prometheus.yml"),
         ("amtool", "check-config", "alertmanager/alertmanager.yml"),
     ],
     ids=" ".join,

@@ -17,14 +17,26 @@ from tests.assistant.faces.slack.standin import NEEDS
 ROOT = Path(__file__).parents[4]
 SCHEMA = json.loads((ROOT / "tests/data/slack/manifest.schema.2.0.0.json").read_text("utf-8"))
 MANIFEST: dict[str, Any] = yaml.safe_load((ROOT / "deploy/slack/manifest.yaml").read_text("utf-8"))
+SOCKET: dict[str, Any] = yaml.safe_load((ROOT / "deploy/slack/manifest-socket.yaml").read_text("utf-8"))
 
 
 def errors(manifest: dict[str, Any]) -> list[str]:
     return [error.message for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(manifest)]
 
 
-def test_slacks_schema_takes_it() -> None:
-    assert errors(MANIFEST) == []
+def test_slacks_schema_takes_both() -> None:
+    assert errors(MANIFEST) == [] and errors(SOCKET) == []
+
+
+def test_the_one_for_socket_mode_is_the_same_without_addresses() -> None:
+    expected = copy.deepcopy(MANIFEST)
+    for command in expected["features"]["slash_commands"]:
+        del command["url"]
+    del expected["oauth_config"]["redirect_urls"]
+    for part in ("event_subscriptions", "interactivity"):
+        del expected["settings"][part]["request_url"]
+    expected["settings"]["socket_mode_enabled"] = True
+    assert expected == SOCKET
 
 
 @pytest.mark.parametrize(
