@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from small_png import make_small
+
 from assistant.alerts.board import Held
 from assistant.alerts.desk import found_of
 from assistant.alerts.groups import Found, Group, Row
@@ -249,7 +251,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, page in pages():
             shoot(chromium, page, TARGET / f"{name}.png", Path(folder))
-            print(TARGET / f"{name}.png")
+            make_small(TARGET / f"{name}.png")
     return 0
 
 
