@@ -1,10 +1,11 @@
 """Scores the diagnosis on labelled incidents, plain and under harder circumstances.
 
-    python scripts/measure.py INCIDENTS.jsonl [MORE.jsonl ...] [--harder] [--confusion]
+    python scripts/measure.py INCIDENTS.jsonl [MORE.jsonl ...] [--harder] [--confusion] [--areas]
 
 Each line: {"id", "text", "primary", "also"?, "kind"?}. ``--harder`` also scores incidents with log lines buried in 20,000
 lines of healthy traffic of the same generation (other processes' lines between their own), and with paths, process
-ids, hosts, stamps, line numbers and model names permuted. ``--confusion`` lists which causes are taken for which.
+ids, hosts, stamps, line numbers and model names permuted. ``--confusion`` lists which causes are taken for which, ``--areas`` draws
+the confusion matrix of the areas of causes, "healthy" and "unknown" over all files, what is right on the diagonal.
 """
 
 from __future__ import annotations
@@ -91,6 +92,18 @@ def score(name: str, rows: list[dict[str, Any]], answers: list[Diagnosis], secon
     )
 
 
+def area(label: str) -> str:
+    return SPECIAL.get(label, label.partition("/")[0])
+
+
+def draw_areas(pairs: Counter[tuple[str, str]]) -> None:
+    """A Markdown table: a row for what was labelled, a column for what was answered."""
+    names = sorted({name for pair in pairs for name in pair} - {"healthy", "unknown"}) + ["healthy", "unknown"]
+    print("| labelled | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    for label in names:
+        print(f"| {label} | " + " | ".join(str(pairs[label, name] or "") for name in names) + " |")
+
+
 def main(arguments: list[str]) -> int:
     paths = [a for a in arguments if not a.startswith("--")]
     if not paths:
@@ -99,14 +112,18 @@ def main(arguments: list[str]) -> int:
     engine = Engine(load())
     engine.diagnose(read_case(engine.catalog, text="warm up")[0])
     confusion: Counter[tuple[str, str]] = Counter()
+    areas: Counter[tuple[str, str]] = Counter()
     for path in paths:
         rows, rng = read(path), random.Random(7)  # noqa: S311
         began = time.perf_counter()
         answers = [engine.diagnose(read_case(engine.catalog, text=row["text"])[0]) for row in rows]
         score(Path(path).name, rows, answers, time.perf_counter() - began)
         for row, answer in zip(rows, answers, strict=True):
-            if not judge(row, answer)[0]:
-                confusion[row["primary"], answer.causes[0].id if answer.verdict == "cause" else answer.verdict] += 1
+            named = answer.causes[0].id if answer.verdict == "cause" else answer.verdict
+            right = judge(row, answer)[0]
+            areas[area(row["primary"]), area(row["primary"] if right else named)] += 1
+            if not right:
+                confusion[row["primary"], named] += 1
         if "--harder" not in arguments:
             continue
         began = time.perf_counter()
@@ -129,6 +146,8 @@ def main(arguments: list[str]) -> int:
     if "--confusion" in arguments:
         for (label, named), count in confusion.most_common():
             print(f"  {count} x {label} answered as {named}")
+    if "--areas" in arguments:
+        draw_areas(areas)
     return 0
 
 

@@ -72,6 +72,10 @@ def test_the_walks_work_as_written(copy: Path) -> None:
     )
     assert own.returncode == 0, own.stdout + own.stderr
 
+    for query, shown in (("too many open files", "file-limits#ran-out"), ("文件描述符用完了", "file-limits#ran-out")):
+        searched = diagnose(copy, "kb", "search", query)
+        assert shown in searched.stdout, searched.stdout + searched.stderr
+
     called = run(
         copy,
         "-c",

@@ -27,13 +27,20 @@ def binary() -> str:
 
 
 @contextmanager
-def prometheus(folder: Path, jobs: dict[str, tuple[str, str]], interval_s: float = 1.0) -> Iterator[str]:
+def prometheus(
+    folder: Path, jobs: dict[str, tuple[str, str]], interval_s: float = 1.0, *, honor_labels: bool = False
+) -> Iterator[str]:
     """Prometheus scraping ``jobs`` (name -> host:port and path); yields its URL once it answers."""
     program = binary()
     config = {
         "global": {"scrape_interval": f"{int(interval_s * 1000)}ms", "scrape_timeout": f"{int(interval_s * 900)}ms"},
         "scrape_configs": [
-            {"job_name": name, "metrics_path": path, "static_configs": [{"targets": [where]}]}
+            {
+                "job_name": name,
+                "metrics_path": path,
+                "honor_labels": honor_labels,
+                "static_configs": [{"targets": [where]}],
+            }
             for name, (where, path) in jobs.items()
         ],
     }
