@@ -98,7 +98,7 @@ def area(label: str) -> str:
 
 def draw_areas(pairs: Counter[tuple[str, str]]) -> None:
     """A Markdown table: a row for what was labelled, a column for what was answered."""
-    names = sorted({name for pair in pairs for name in pair} - {"healthy", "unknown"}) + ["healthy", "unknown"]
+    names = [*sorted({name for pair in pairs for name in pair} - {"healthy", "unknown"}), "healthy", "unknown"]
     print("| labelled | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for label in names:
         print(f"| {label} | " + " | ".join(str(pairs[label, name] or "") for name in names) + " |")

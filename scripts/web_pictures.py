@@ -43,8 +43,7 @@ def serving(home: Path) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("vllm-diagnose")), "serve", "--port", "0"]
     process = subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True)
     try:
-        assert process.stderr is not None
-        address = next(word for line in process.stderr for word in line.split() if word.startswith("http://127"))
+        address = next(word for line in process.stderr or () for word in line.split() if word.startswith("http://127"))
         address = address.strip('",')
         until = time.monotonic() + 60
         while time.monotonic() < until:

@@ -140,3 +140,15 @@ def test_every_command_and_option_exists() -> None:
                 assert word.partition("=")[0] in options or here.ignore_unknown_options, f"{name}: vllm-diagnose {line}"
         seen += 1
     assert seen > 100
+
+
+def test_every_measured_figure_has_its_command() -> None:
+    """No section is without one, and where a table has a column for it, every row says it."""
+    sections = re.split(r"^## ", text_of("docs/measured.md"), flags=re.MULTILINE)[1:]
+    for section in sections:
+        assert re.search(r"pytest|scripts/|benchmarks/|vllm-diagnose |make ", section), section.splitlines()[0]
+        for table in re.findall(r"(?:^\|.*\n?)+", section, re.MULTILINE):
+            header, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+            if header[-1] in ("command", "how", "measured by"):
+                for row in rows:
+                    assert len(row) == len(header) and ("`" in row[-1] or row[-1].startswith("the same")), row

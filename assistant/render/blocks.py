@@ -75,7 +75,7 @@ def diagnosis_blocks(
         yield Heading(word("heading-next", lang))
         for number, step in enumerate(diagnosis.next_steps, 1):
             labels = tuple(label for _, label in step.choices or ())
-            body = (Text(" / ".join(labels), "quiet"),) if labels else ()
+            body: tuple[Text, ...] = (Text(" / ".join(labels), "quiet"),) if labels else ()
             if typed and step.action == "ask" and step.choices:
                 body += (Text(_answered(step), "quiet"),)
             yield Item(step.text, body=body, number=number)
