@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from assistant.faces.cli.main import app
+from knowledge.vllm_tables import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -152,3 +153,12 @@ def test_every_measured_figure_has_its_command() -> None:
             if header[-1] in ("command", "how", "measured by"):
                 for row in rows:
                     assert len(row) == len(header) and ("`" in row[-1] or row[-1].startswith("the same")), row
+
+
+def test_what_is_counted_in_the_text_is_what_there_is() -> None:
+    causes = len(list((ROOT / "knowledge" / "causes").rglob("*.yaml")))
+    assert f"decides by {causes} causes" in text_of("docs/comparison.md")
+    assert f"\n{len(versions())} releases are examined" in text_of("docs/versions.md")
+    assert f"the shapes of {len(list((ROOT / 'knowledge' / 'models').glob('*.yaml')))} much served models" in text_of(
+        "docs/memory.md"
+    )
