@@ -146,7 +146,10 @@ class Rank:
         try:
             self.store.wait(keys, datetime.timedelta(seconds=seconds * MISSING_AT))
         except RuntimeError as error:
-            missing = [int(key.rpartition("/")[2]) for key in keys if not self.store.check([key])]
+            try:
+                missing = [int(key.rpartition("/")[2]) for key in keys if not self.store.check([key])]
+            except RuntimeError as gone:  # the store went away with rank 0, which has said why
+                raise Fault("peer-lost", first_line(gone)) from None
             raise Fault("ranks-missing", first_line(error), missing) from None
 
     def stage_shm(self) -> dict[str, Any]:

@@ -128,6 +128,22 @@ def test_a_rank_that_nobody_started(run: Callable[..., Any]) -> None:
     assert faults(report) == [("rank-never-started", "barrier", [2])]
 
 
+#: Rank 1 comes to the barrier when rank 0, and the store with it, is already gone.
+LATE = """
+_wait = Rank._wait
+def _late(self, keys, seconds):
+    if self.rank == 1: time.sleep({seconds} * 0.9)
+    _wait(self, keys, seconds)
+Rank._wait = _late
+"""
+
+
+def test_a_store_that_is_gone_hides_nobody(run: Callable[..., Any]) -> None:
+    change = LATE.format(seconds=STAGE_S)
+    report = run("--ranks", "3", "--here", "2", "--master", f"127.0.0.1:{free_port()}", change=change)
+    assert faults(report) == [("rank-never-started", "barrier", [2])]
+
+
 def test_a_rank_that_dies_in_the_all_reduce(run: Callable[..., Any]) -> None:
     change = AT_ALL_REDUCE.format(act="os.kill(os.getpid(), signal.SIGKILL)")
     report = run("--ranks", "2", change=change)
