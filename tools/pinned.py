@@ -13,7 +13,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Awaitable, Callable, Iterable
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,6 +62,15 @@ def source_address(destination: str) -> str | None:
 def addresses_of_name(name: str) -> list[str]:
     """What the system's resolver makes of a name of this machine; raises ``OSError``. Blocks, so call it in a thread."""
     return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)))
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or address leads to this machine: the kernel speaks to its own addresses from themselves. Blocks."""
+    try:
+        found = addresses_of_name(host)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and (ip_address(found[0].partition("%")[0]).is_loopback or source_address(found[0]) == found[0])
 
 
 class PinnedBackend:

@@ -8,7 +8,6 @@ import stat
 import time
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field
 
@@ -18,10 +17,10 @@ from tools.capture.stacks import dump, kernel_threads
 from tools.gpu.holders import busy
 from tools.kernel_log import kernel_log
 from tools.outbound import AddressError, Allowance, Limits, Outbound, OutboundError
-from tools.processes import PROC, Process, Server, listeners, process, same_namespace, server_of
+from tools.processes import PROC, Process, Server, listeners, process, same_namespace
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
-from tools.sanity.choose import find_server, only_here
+from tools.sanity.choose import find_server, only_here, port_of, server_at
 from tools.sanity.results import Asked, Report, Sheet, Status
 
 _MOST_PROCESSES = 64
@@ -95,17 +94,14 @@ def _is_helper(found: Process) -> bool:
 
 def _server(given: CaptureInput) -> Server:
     if given.url is not None and given.pid is None:
-        parts = urlsplit(given.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        pids = listeners().get(port)
-        if not pids:
+        found = server_at(given.url)
+        if found is None:
             raise ActionError(
-                f"No process of this machine that may be seen listens on port {port}. Run capture on the server's node, as "
-                "its user or root, or give --pid."
+                f"No process of this machine that may be seen listens on port {port_of(given.url)}. Run capture on the "
+                "server's node, as its user or root, or give --pid."
             )
-        found = server_of(min(pids))
-    else:
-        found = find_server(given.pid)
+        return found
+    found = find_server(given.pid)
     if found is None:
         raise ActionError("No running vLLM server was found on this machine; give --pid of one of its processes.")
     return found

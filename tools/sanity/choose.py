@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tools.processes import Server, environment, interpreter, same_namespace, server_of, servers
+from tools.pinned import is_here
+from tools.processes import Server, environment, interpreter, listeners, same_namespace, server_of, servers
 from tools.registry import ActionError, Context
 
 #: Who agrees on the command line (``assistant.security.roles.LOCAL``).
@@ -43,9 +45,10 @@ def only_here(context: Context, **paths: str | None) -> None:
 def choose(python: str | None, pid: int | None) -> Chosen:
     """The interpreter: the given one, else that of the server, else the `python3` or `vllm` on PATH.
 
+    An interpreter that is given needs no server: where several run and none was said, it takes nothing over from any.
     Raises :class:`ActionError` as a sentence when none can be had.
     """
-    server = find_server(pid)
+    server = find_server(pid) if python is None or pid is not None or len(servers()) < 2 else None
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     taken = _taken(server)
     if python is not None:
@@ -76,9 +79,30 @@ def find_server(pid: int | None) -> Server | None:
         return server
     found = servers()
     if len(found) > 1:
-        numbers = ", ".join(str(s.main.pid) for s in found[:8])
-        raise ActionError(f"Several vLLM servers run here (processes {numbers}); say which with --pid.")
+        raise ActionError(f"Several vLLM servers run here (processes {_listed(found)}); say which with --pid.")
     return found[0] if found else None
+
+
+def server_at(url: str) -> Server | None:
+    """The server of this machine that listens at an address; None where the address is elsewhere, or where nobody that
+    may be seen listens. A listener that is no vLLM (a proxy, an older launcher) is taken as it is, with all below it."""
+    pids = listeners().get(port_of(url), set())
+    if not pids or not is_here(urlsplit(url).hostname or ""):
+        return None
+    return next((s for s in servers() if any(p.pid in pids for p in s.processes)), None) or server_of(min(pids))
+
+
+def port_of(url: str) -> int:
+    """The port of an address, where none is written that of its scheme."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _listed(found: Sequence[Server]) -> str:
+    """The servers by process and port, as far as both may be seen."""
+    ports = {pid: port for port, pids in listeners().items() for pid in pids}
+    rows = [(s.main.pid, next((ports[p.pid] for p in s.processes if p.pid in ports), None)) for s in found[:8]]
+    return ", ".join(f"{pid} (port {port})" if port else str(pid) for pid, port in rows)
 
 
 def _taken(server: Server | None) -> dict[str, str]:
