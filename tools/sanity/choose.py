@@ -16,10 +16,12 @@ from tools.registry import ActionError, Context
 
 #: Who agrees on the command line (``assistant.security.roles.LOCAL``).
 LOCAL_USER = "local"
-#: What a test takes over from the server's environment: what decides how ranks talk, which devices they see and which
+#: What a test takes over from the server's environment: what decides how ranks talk, which devices they see, which
 #: libraries they load. Credentials have other names.
 _TAKEN = ("NCCL_", "GLOO_", "CUDA_", "HIP_", "ROCR_", "UCX_", "TORCH_", "LD_LIBRARY_PATH", "NVIDIA_", "OMP_")
-_TAKEN_VLLM = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_NCCL_SO_PATH", "VLLM_PORT")
+_TAKEN_VLLM = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_NCCL_SO_PATH", "VLLM_PORT", "VLLM_CACHE_ROOT")
+#: What decides where and by which programs torch.compile compiles.
+_TAKEN_COMPILE = ("PATH", "CC", "CXX", "HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 #: What belongs to our own interpreter and must not reach another one.
 _OURS = ("VIRTUAL_ENV", "PYTHON", "__PYVENV", "VLLM_DIAGNOSE_")
 
@@ -108,7 +110,11 @@ def _listed(found: Sequence[Server]) -> str:
 def _taken(server: Server | None) -> dict[str, str]:
     if server is None:
         return {}
-    return {name: value for name, value in server.environment.items() if name.startswith(_TAKEN) or name in _TAKEN_VLLM}
+    return {
+        name: value
+        for name, value in server.environment.items()
+        if name.startswith(_TAKEN) or name in (*_TAKEN_VLLM, *_TAKEN_COMPILE)
+    }
 
 
 def _entered(pid: int, python: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Compiles a small function with torch.compile, step by step. Stands alone: standard library and torch, Python 3.9+.
 
 Prints one JSON object a line; the last has ``"event": "verdict"``. Caches go to a folder of its own, so that it compiles
-for real, and that is removed again.
+for real. It lies where the server's cache lies, so that it meets the same disk, and is removed again.
 """
 
 from __future__ import annotations
@@ -73,12 +73,15 @@ def run() -> dict[str, Any]:
 
 
 def cause(error: BaseException) -> str:
-    """The innermost error's first telling line: Inductor wraps what the compiler said."""
+    """The innermost error's most telling line: Inductor wraps what the compiler said, and prints that last."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "error:" in line or "Error" in line or "not found" in line]
-    return (telling or lines or [type(error).__name__])[0][:500]
+    for words in ("error:", "Error", "not found"):
+        telling = [line for line in lines if words in line]
+        if telling:
+            return telling[0][:500]
+    return (lines or [type(error).__name__])[0][:500]
 
 
 #: Texts of Inductor, Triton and the compilers they call, and what they mean; the first that fits.
@@ -98,6 +101,8 @@ TEXTS = (
     ("no-space", ("No space left on device", "Disk quota exceeded")),
     ("no-permission", ("Permission denied", "Read-only file system")),
     ("no-exec", ("failed to map segment from shared object", "Operation not permitted")),
+    ("gpu-too-old", ("GPUTooOldForTriton", "too old to be supported by the triton")),
+    ("python-unsupported", ("torch.compile is not supported on Python", "Dynamo is not supported on Python")),
     ("triton", ("TritonMissing", "Cannot find a working triton", "triton")),
     ("compiler-error", ("CppCompileError", "C++ compile error", "error:")),
 )
@@ -113,16 +118,38 @@ def kind_of(error: BaseException, tools: dict[str, Any]) -> str:
     return "compile-failed"
 
 
-def main() -> int:
-    folder = tempfile.mkdtemp(prefix="vllm-diagnose-compile-")
+def cache_folder() -> str:
+    """Where this environment's vLLM keeps what torch compiles (vllm/envs.py, VLLM_CACHE_ROOT), or the nearest folder above
+    that exists."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    root = os.environ.get("VLLM_CACHE_ROOT") or os.path.join(home, "vllm")  # noqa: PTH118
+    folder = os.path.abspath(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or root)  # noqa: PTH100
+    while not os.path.isdir(folder):  # noqa: PTH112
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return folder
+
+
+def in_cache() -> dict[str, Any]:
+    """Compile in a folder of our own beside the server's caches; whatever happens, nothing of it stays."""
+    above = cache_folder()
+    say("begin", stage="cache")
+    try:
+        folder = tempfile.mkdtemp(prefix="vllm-diagnose-compile-", dir=above)
+    except OSError as error:
+        return {"kind": kind_of(error, {"compiler": True}), "stage": "cache", "text": str(error)}
+    say("done", stage="cache", facts={"folder": above})
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")  # noqa: PTH118
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes to be left behind
-    say("start", python=sys.executable, version=sys.version.split()[0])
     try:
-        verdict = run()
+        return run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> int:
+    say("start", python=sys.executable, version=sys.version.split()[0])
+    verdict = in_cache()
     say("verdict", passed=verdict["kind"] == "none", **verdict)
     sys.stdout.flush()
     os._exit(0)

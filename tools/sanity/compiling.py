@@ -15,7 +15,7 @@ from tools.sanity.results import Asked, Report, Sheet
 
 WORKER = Path(__file__).with_name("compile_worker.py")
 _DEADLINE_S = 180.0
-_STAGES = ("compiler", "import", "dynamo", "inductor")
+_STAGES = ("cache", "compiler", "import", "dynamo", "inductor")
 
 
 class CompileInput(Asked):
@@ -58,9 +58,8 @@ async def run_compile_test(given: CompileInput, context: Context) -> CompileRepo
     for event in ran.events:
         if event["event"] == "done":
             facts = event.get("facts") or {}
-            value = (
-                facts.get("compiler") or facts.get("torch") or (f"{event['seconds']} s" if "seconds" in event else None)
-            )
+            said = next((facts[name] for name in ("folder", "compiler", "torch") if facts.get(name)), None)
+            value = said or (f"{event['seconds']} s" if "seconds" in event else None)
             works = event["stage"] != "compiler" or bool(facts.get("works"))
             sheet.add(f"compile.{event['stage']}", "ok" if works else "note", value)
     if verdict is None:

@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[3]
 GIVEN = os.environ.get("VLLM_DIAGNOSE_TEST_PYTHON")
 
 
+@pytest.fixture(autouse=True)
+def no_server_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's server on this machine would lend its environment to these tests, or ask which one is meant."""
+    monkeypatch.setattr("tools.sanity.choose.servers", list)
+
+
 @pytest.fixture(scope="session")
 def torch_python() -> str:
     """An interpreter with torch: the one that is named, or the laboratory's."""
