@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tools.redaction import clean, redact
 
 PROC = Path("/proc")
 #: Command lines of a server's own process: `vllm serve`, and the older module entry points.
@@ -18,6 +21,8 @@ _SERVES = re.compile(r"(?:^|/)vllm\s+serve\b|vllm\.entrypoints\.(?:openai\.api_s
 #: Titles that vLLM gives its processes (set_process_title in vllm/utils/system_utils.py, 0.10 to 0.33).
 _TITLE = re.compile(r"^VLLM::(?P<name>\S+)")
 _MOST = 64 << 10
+#: Bytes of a log's end that are kept.
+_LOG_TAIL = 256 << 10
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -169,6 +174,24 @@ def _sockets() -> Iterator[tuple[int, str]]:
                     yield int(name), target[8:-1]
         except OSError:
             continue
+
+
+def log_tail(pid: int) -> str:
+    """The newest part of the file that the server prints into; nothing where it prints into a pipe or terminal."""
+    for descriptor in (1, 2):
+        path = PROC / str(pid) / "fd" / str(descriptor)
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                continue
+            with path.open("rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(max(0, size - _LOG_TAIL))
+                data = handle.read(_LOG_TAIL)
+        except OSError:
+            continue
+        text = data.decode("utf-8", "replace")
+        return redact(clean(text if size <= _LOG_TAIL else text.partition("\n")[2]))
+    return ""
 
 
 def same_namespace(pid: int, kind: str) -> bool | None:

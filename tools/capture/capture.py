@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +15,13 @@ from tools.capture.stacks import dump, kernel_threads
 from tools.gpu.holders import busy
 from tools.kernel_log import kernel_log
 from tools.outbound import AddressError, Allowance, Limits, Outbound, OutboundError
-from tools.processes import PROC, Process, Server, listeners, process, same_namespace
+from tools.processes import Process, Server, listeners, log_tail, process, same_namespace
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
 from tools.sanity.choose import find_server, only_here, port_of, server_at
 from tools.sanity.results import Asked, Report, Sheet, Status
 
 _MOST_PROCESSES = 64
-_LOG_TAIL = 256 << 10
 _SCRAPE = Limits(deadline_s=3.0, connect_s=1.0, max_bytes=8 << 20, cut=True)
 #: Helpers of Python's multiprocessing below a server; they hold no part of the work.
 _HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
@@ -142,24 +139,6 @@ async def _scrape(url: str, ours: bool, context: Context) -> str:
     except (OutboundError, AddressError):
         return ""
     return redact(clean(reply.text)) if reply.status == 200 else ""
-
-
-def log_tail(pid: int) -> str:
-    """The newest part of the file that the server prints into; nothing where it prints into a pipe or terminal."""
-    for descriptor in (1, 2):
-        path = PROC / str(pid) / "fd" / str(descriptor)
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                continue
-            with path.open("rb") as handle:
-                size = handle.seek(0, os.SEEK_END)
-                handle.seek(max(0, size - _LOG_TAIL))
-                data = handle.read(_LOG_TAIL)
-        except OSError:
-            continue
-        text = data.decode("utf-8", "replace")
-        return redact(clean(text if size <= _LOG_TAIL else text.partition("\n")[2]))
-    return ""
 
 
 def _judged(sheet: Sheet, given: CaptureInput, server: Server, rows: list[Judged], pages: list[str]) -> CaptureReport:

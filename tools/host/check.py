@@ -205,7 +205,7 @@ def _processors(sheet: Sheet, view: View) -> None:
         sheet.add("host.numa", "note" if balancing == "1" else "ok", nodes)
 
 
-def _argument(server: Server, *names: str) -> str | None:
+def argument(server: Server, *names: str) -> str | None:
     words = list(server.main.command)
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
@@ -214,13 +214,19 @@ def _argument(server: Server, *names: str) -> str | None:
     return None
 
 
+def served_model(server: Server) -> str | None:
+    """The model as the server's command line names it: a folder or a name on the hub."""
+    words = list(server.main.command)
+    given = argument(server, "--model")
+    if given is None and "serve" in words and words.index("serve") + 1 < len(words):
+        given = words[words.index("serve") + 1]
+    return given
+
+
 def model_folder(server: Server | None, given: str | None = None) -> str | None:
     """The folder of the model that a server was started with, where it is one and not a name on the hub."""
     if given is None and server is not None:
-        words = list(server.main.command)
-        given = _argument(server, "--model")
-        if given is None and "serve" in words and words.index("serve") + 1 < len(words):
-            given = words[words.index("serve") + 1]
+        given = served_model(server)
     if given is None:
         return None
     if not given.startswith("/") and server is not None:
@@ -231,13 +237,33 @@ def model_folder(server: Server | None, given: str | None = None) -> str | None:
     return given if given.startswith("/") else str(Path(given).absolute())
 
 
+def hub_cache(environment: Mapping[str, str]) -> str:
+    """Where huggingface_hub keeps what it has downloaded (huggingface_hub/constants.py)."""
+    cache = environment.get("XDG_CACHE_HOME", f"{environment.get('HOME', '/root')}/.cache")
+    return environment.get("HF_HUB_CACHE", f"{environment.get('HF_HOME', f'{cache}/huggingface')}/hub")
+
+
+def files_of_model(view: View, given: str | None) -> str | None:
+    """The folder of the model's files as the process sees it: the one it names, or what the hub's cache holds under that
+    name; None where there is neither."""
+    folder = model_folder(view.server, given)
+    if folder is not None and view.at(folder).is_dir():
+        return folder
+    name = given or (served_model(view.server) if view.server else None)
+    if name is None or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return None
+    repository = f"{hub_cache(view.environment)}/models--{name.replace('/', '--')}"
+    commit = read(view.at(f"{repository}/refs/main"), 100).strip()
+    snapshot = f"{repository}/snapshots/{commit}"
+    return snapshot if re.fullmatch(r"[0-9a-f]{40}", commit) and view.at(snapshot).is_dir() else None
+
+
 def _disks(sheet: Sheet, view: View, model: str | None) -> None:
     environment = view.environment
     home = environment.get("HOME", "/root")
     cache = environment.get("XDG_CACHE_HOME", f"{home}/.cache")
-    hub = environment.get("HF_HOME", f"{cache}/huggingface")
     folders = {
-        "hub": environment.get("HF_HUB_CACHE", f"{hub}/hub"),
+        "hub": hub_cache(environment),
         "vllm": environment.get("VLLM_CACHE_ROOT", f"{cache}/vllm"),
         "triton": environment.get("TRITON_CACHE_DIR", f"{home}/.triton"),
         "inductor": environment.get("TORCHINDUCTOR_CACHE_DIR", "/tmp"),  # noqa: S108 (torch's own default)
@@ -248,8 +274,8 @@ def _disks(sheet: Sheet, view: View, model: str | None) -> None:
         if existing is None:
             continue
         _folder(sheet, view, name, folder, existing, mounts)
-    found = model_folder(view.server, model)
-    if found is not None and view.at(found).is_dir():
+    found = files_of_model(view, model)
+    if found is not None:
         kind = file_system(found, mounts)
         remote = kind in _REMOTE_FILES and kind != "overlay"
         sheet.add("host.model-files", "note" if remote else "ok", f"{found} ({kind})")

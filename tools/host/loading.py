@@ -1,16 +1,18 @@
-"""`measure_loading`: how fast the model's files can be read here, and so whether disk or device limits the loading."""
+"""`measure_loading`: how fast the model's files can be read here, and so whether download, disk or device limits the start."""
 
 from __future__ import annotations
 
 import asyncio
 import mmap
 import os
+import re
 import time
 from pathlib import Path
 
 from pydantic import Field
 
-from tools.host.check import View, file_system, model_folder, read_mounts
+from tools.host.check import View, argument, file_system, files_of_model, read_mounts
+from tools.processes import Server, log_tail
 from tools.registry import ActionError, Context, action
 from tools.sanity.choose import find_server, only_here
 from tools.sanity.results import Asked, Report, Sheet
@@ -26,8 +28,13 @@ class LoadingInput(Asked):
     """Which folder, and what is known of a start that was slow."""
 
     model: str | None = Field(None, description="folder of the weights; that of the running server unless given")
-    took_s: float | None = Field(None, gt=0, description="seconds that loading took, to compare with")
-    ranks: int = Field(1, ge=1, le=64, description="ranks that read the files at the same time")
+    took_s: float | None = Field(
+        None, gt=0, description="seconds that loading took; from the server's log unless given"
+    )
+    download_s: float | None = Field(None, ge=0, description="seconds of download before; from the log unless given")
+    ranks: int | None = Field(
+        None, ge=1, le=64, description="ranks that read the files at once; the server's unless given"
+    )
 
 
 @action(name="measure_loading", title="Read speed of the model's files", effect="loads", deadline_s=60)
@@ -36,11 +43,11 @@ async def measure_loading(given: LoadingInput, context: Context) -> Report:
     Raises ``ActionError`` where there are no weights."""
     only_here(context, model=given.model)
     server = await asyncio.to_thread(find_server, given.pid) if given.pid or given.model is None else None
-    folder = model_folder(server, given.model)
     view = View(server)
-    root = view.at(folder) if folder is not None else None
-    if folder is None or root is None or not root.is_dir():
+    folder = files_of_model(view, given.model)
+    if folder is None:
         raise ActionError("There is no local folder of a model to read; give it with --model FOLDER.")
+    root = view.at(folder)
     files = sorted((f for f in root.iterdir() if f.suffix in _WEIGHTS and f.is_file()), key=lambda f: -f.stat().st_size)
     if not files:
         raise ActionError(f"{folder} holds no weights ({', '.join(_WEIGHTS)}).")
@@ -59,13 +66,38 @@ async def measure_loading(given: LoadingInput, context: Context) -> Report:
     if not direct:
         sheet.add("loading.cached", "note")
     sheet.fact("loading.disk_gib_per_s", gib)
-    expected = size * (given.ranks if kind.startswith(("nfs", "fuse", "ceph", "9p")) else 1) / rate
-    sheet.add("loading.expected", "ok", round(expected, 1), unit="s", ranks=given.ranks)
-    if given.took_s is not None:
-        limit = "disk" if expected > 0.6 * given.took_s else "device"
-        sheet.add(f"loading.limit-{limit}", "note", round(given.took_s, 1), unit="s", expected=round(expected, 1))
-        sheet.fact("loading.limit", limit)
+    ranks = given.ranks or _ranks(server)
+    expected = size * (ranks if kind.startswith(("nfs", "fuse", "ceph", "9p")) else 1) / rate
+    sheet.add("loading.expected", "ok", round(expected, 1), unit="s", ranks=ranks)
+    _limit(sheet, expected, *_times(given, server))
     return sheet.report()
+
+
+def _limit(sheet: Sheet, expected: float, took: float | None, download: float | None) -> None:
+    """Which of the three took most of the start: what reading alone takes is held against what loading took."""
+    if took is None:
+        return
+    limit = "download" if (download or 0.0) > took else "disk" if expected > 0.6 * took else "device"
+    sheet.add(f"loading.limit-{limit}", "note", round(took, 1), unit="s", expected=round(expected, 1), download=round(download or 0.0, 1))  # fmt: skip
+    sheet.fact("loading.limit", limit)
+
+
+#: What vLLM prints of it (default_loader.py and weight_utils.py, 0.4 to 0.32.0).
+_TOOK = re.compile(r"Loading weights took (\d+(?:\.\d+)?) seconds")
+_DOWNLOAD = re.compile(r"Time spent downloading weights for \S+: (\d+(?:\.\d+)?) seconds")
+
+
+def _times(given: LoadingInput, server: Server | None) -> tuple[float | None, float | None]:
+    """Seconds of loading and of the download before it, of the slowest rank, as given or as the server's log says."""
+    text = log_tail(server.main.pid) if server is not None else ""
+    took, download = (max(map(float, found.findall(text)), default=None) for found in (_TOOK, _DOWNLOAD))
+    return given.took_s or took, given.download_s if given.download_s is not None else download
+
+
+def _ranks(server: Server | None) -> int:
+    """The ranks of one node that read the files: --tensor-parallel-size of the server."""
+    value = argument(server, "--tensor-parallel-size", "--tensor_parallel_size", "-tp") if server is not None else None
+    return int(value) if value is not None and value.isascii() and value.isdigit() and 0 < int(value) <= 64 else 1
 
 
 def _read(files: list[Path], context: Context, stop: list[bool]) -> tuple[int, float, bool]:

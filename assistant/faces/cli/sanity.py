@@ -84,6 +84,9 @@ def host(
     loads: Annotated[
         bool, typer.Option("--loads", help="also measure the disk under the model (reads up to 4 GiB)")
     ] = False,
+    took: Annotated[
+        float | None, typer.Option("--took", min=0.1, help="with --loads: seconds that loading took; else from the log")
+    ] = None,
     node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
@@ -95,7 +98,7 @@ def host(
     if loads:
         import tools.host.loading
 
-        _act("measure_loading", {"pid": pid, "model": model}, shown, "loading", node=node)
+        _act("measure_loading", {"pid": pid, "model": model, "took_s": took}, shown, "loading", node=node)
         return
     import tools.host.check  # noqa: F401 (declares the action)
 

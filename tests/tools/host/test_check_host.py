@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -222,3 +223,55 @@ def test_reading_speed_is_measured_on_real_files(tmp_path: Path) -> None:
     assert facts["loading.disk_gib_per_s"] > 0
     assert facts["loading.limit"] == "device"  # 24 MiB do not take 1,000 s to read
     assert re.fullmatch(r"0\.02 GiB, \w+", str(next(c.value for c in report.checks if c.id == "loading.files")))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("printed", "limit", "says"),
+    [
+        (
+            "Time spent downloading weights for org/m: 93.2 seconds\nLoading weights took 7.5 seconds",
+            "download",
+            "93.2 s",
+        ),
+        ("Loading weights took 812.50 seconds", "device", "Reading takes only"),
+        ("Loading weights took 0.00001 seconds", "disk", "the disk is the limit"),
+    ],
+)
+def test_what_a_server_printed_says_what_its_start_waited_for(
+    tmp_path: Path, printed: str, limit: str, says: str
+) -> None:
+    """A server of a model from the hub: its weights are found in the cache, and its times in the log it prints into."""
+    from assistant.security.consent import agree
+    from assistant.security.roles import LOCAL
+    from tools.registry import Context
+
+    repository = tmp_path / "hub" / "models--org--m"
+    weights = repository / "snapshots" / COMMIT
+    weights.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (weights / "model.safetensors").write_bytes(os.urandom(8 << 20))
+    program = tmp_path / "vllm"
+    program.write_text(f"import time\nprint({printed!r}, flush=True)\ntime.sleep(600)\n")
+    log = tmp_path / "server.log"
+    with log.open("wb") as out:
+        started = subprocess.Popen(
+            [sys.executable, str(program), "serve", "org/m", "-tp", "2"], stdout=out, stderr=out,
+            env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")},
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 20
+        while not log.read_bytes() and time.monotonic() < end:
+            time.sleep(0.05)
+        given = {"pid": started.pid}
+        action = get("measure_loading")
+        report = asyncio.run(action.call(given, Context(consent=agree(LOCAL, action, given))))
+    finally:
+        started.kill()
+        started.wait()
+    row = next(row for row in report.checks if row.id.startswith("loading.limit"))
+    assert (row.id, says in row.text) == (f"loading.limit-{limit}", True), row
+    assert {fact.name: fact.value for fact in report.facts}["loading.limit"] == limit
