@@ -50,14 +50,23 @@ class Finding(BaseModel):
     stacks: dict[str, str] = Field(default_factory=dict)
 
 
+class RankRow(BaseModel):
+    """How one rank went through one stage; ``unknown`` began it and did not come through."""
+
+    rank: int
+    status: Status
+    seconds: float | None = None
+
+
 class StageRow(BaseModel):
-    """How one stage went, for all ranks: ``seconds`` of the slowest."""
+    """How one stage went, for all ranks: ``seconds`` of the slowest. ``ranks`` are those of this node that began it."""
 
     stage: str
     status: Status
     title: str
     seconds: float | None = None
     why: str = ""
+    ranks: list[RankRow] = Field(default_factory=list)
 
 
 class Tried(BaseModel):
@@ -304,6 +313,18 @@ def _owner(port: int) -> str:
     return ", ".join(f"{port}: {' '.join(p.command)[:80]} (pid {p.pid})" for p in owners[:3])
 
 
+def _ranks(of_stage: list[Event], at_fault: set[int]) -> list[RankRow]:
+    """One row a rank that began the stage; the last that it said counts, and whom a finding names is at fault."""
+    said: dict[str, Status] = {"begin": "unknown", "done": "ok", "skipped": "skipped", "failed": "bad"}
+    rows: dict[int, RankRow] = {}
+    for event in of_stage:
+        if event["event"] in said:
+            rank = int(event["rank"])
+            status = "bad" if rank in at_fault else said[event["event"]]
+            rows[rank] = RankRow(rank=rank, status=status, seconds=event.get("seconds"))
+    return [rows[rank] for rank in sorted(rows)]
+
+
 def _stages(sheet: Sheet, start: Event, ran: Ran, findings: list[Finding]) -> list[StageRow]:
     rows: list[StageRow] = []
     bad = {finding.stage for finding in findings if finding.severity == "bad"}
@@ -323,6 +344,9 @@ def _stages(sheet: Sheet, start: Event, ran: Ran, findings: list[Finding]) -> li
             rows.append(StageRow(stage=stage, status="ok", title=title, seconds=max(done), why=why))
         else:
             rows.append(StageRow(stage=stage, status="unknown", title=title, why=sheet.word("nccl-not-reached")))
+        rows[-1].ranks = _ranks(
+            of_stage, {r for f in findings if f.stage == stage and f.severity == "bad" for r in f.ranks}
+        )
     return rows
 
 

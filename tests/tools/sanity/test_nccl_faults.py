@@ -116,6 +116,9 @@ def test_sound_ranks_pass(run: Callable[..., Any], ranks: int) -> None:
     status = {row.stage: row.status for row in report.stages}
     assert [status[s] for s in ("import", "rendezvous", "barrier", "shm", "gloo")] == ["ok"] * 5
     assert all(row.status != "skipped" or row.why for row in report.stages)
+    for row in report.stages:
+        assert [(r.rank, r.status) for r in row.ranks] == [(n, row.status) for n in range(ranks)]
+        assert row.status != "ok" or max(r.seconds for r in row.ranks) == row.seconds
     assert report.facts[0].value == "none"
 
 
@@ -149,6 +152,10 @@ def test_a_rank_that_dies_in_the_all_reduce(run: Callable[..., Any]) -> None:
     report = run("--ranks", "2", change=change)
     assert faults(report) == [("rank-died", "gloo", [1])]
     assert "SIGKILL" in report.summary
+    ranks = {row.stage: [(r.rank, r.status) for r in row.ranks] for row in report.stages}
+    assert ranks["shm"] == [(0, "ok"), (1, "ok")]
+    assert ranks["gloo"][1] == (1, "bad")
+    assert ranks["cuda"] == []  # nobody came so far
 
 
 def test_a_rank_that_is_stopped_in_the_all_reduce(run: Callable[..., Any]) -> None:
