@@ -100,12 +100,7 @@ def test_a_real_server_is_profiled_and_goes_on(server: Any) -> None:
     assert 0 < report["busy"] <= 1
     assert report["gaps"][0]["ms"] == report["gap_ms"] > 0
 
-    # It was stopped: another session may begin, and while that one lasts it is left to whoever began it.
-    assert post(f"{server.base}/start_profile", {}) == 200
-    with asking(server.base):
-        refused = sanity_profile(server.base)
-        assert refused.returncode == 3
-        assert "status 409" in refused.stderr
-        assert post(f"{server.base}/start_profile", {}) == 409
-        assert post(f"{server.base}/stop_profile", {}) == 200
+    # It was stopped: another session may begin. What a second start gets is what the unit tests' server answers.
+    assert [post(f"{server.base}/start_profile", {}) for _ in range(2)] == [200, 409]
+    assert post(f"{server.base}/stop_profile", {}) == 200
     assert post(f"{server.base}/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 4}) == 200
