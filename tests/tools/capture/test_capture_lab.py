@@ -120,7 +120,15 @@ def test_a_real_server_is_captured_in_every_state(server: Any, tmp_path: Path) -
     os.kill(pid_of(server, "Worker_TP1"), signal.SIGCONT)
     asking.join()
     assert (fact(stopped, "capture.stuck"), fact(stopped, "capture.process")) == ("stopped", "Worker_TP1")
+    assert ".py" in fact(stopped, "capture.frame")  # where it stood, although no code of it runs
     assert stopped.alive
+    assert answers(server)
+
+    os.kill(pid_of(server, "EngineCore"), signal.SIGSTOP)
+    frozen = take(server)
+    os.kill(pid_of(server, "EngineCore"), signal.SIGCONT)
+    assert (fact(frozen, "capture.stuck"), fact(frozen, "capture.process")) == ("stopped", "EngineCore")
+    assert frozen.alive
     assert answers(server)
 
     flag = Path(server.fault["environment"]["HOLD_FLAG"])

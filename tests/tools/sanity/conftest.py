@@ -50,6 +50,16 @@ def bare_python() -> str:
     return base
 
 
+@pytest.fixture(scope="session")
+def oldest_python() -> str:
+    """A Python 3.9, the oldest that the programs for other interpreters are written for; a shim may have none behind it."""
+    kept = sorted((Path.home() / ".pyenv" / "versions").glob("3.9.*/bin/python3.9"))
+    for candidate in (shutil.which("python3.9"), *map(str, kept)):
+        if candidate and subprocess.run([candidate, "-I", "-c", "pass"], capture_output=True, check=False).returncode == 0:  # fmt: skip
+            return candidate
+    pytest.skip("there is no Python 3.9 on this machine")
+
+
 @pytest.fixture
 def unshare() -> Callable[..., list[str]]:
     """Puts a command into namespaces of its own; skips where that is not permitted."""

@@ -22,7 +22,7 @@ from assistant.store.database import Database
 from knowledge.catalog import load
 from tools import registry
 from tools.registry import ActionError, ConsentError, Context, get
-from tools.sanity import nccl, rank_worker
+from tools.sanity import compiling, nccl, rank_worker
 from tools.sanity.choose import LOCAL_USER
 from tools.sanity.launch import Ran
 from tools.sanity.nccl_bisect import changes_for
@@ -245,6 +245,19 @@ def test_the_printed_test_runs_from_standard_input_and_is_read_back(bare_python:
     )
     assert other.returncode == 3
     assert "no line with the event start" in other.stderr
+
+
+@pytest.mark.parametrize("program", [nccl.WORKER, compiling.WORKER])
+def test_a_real_python_3_9_runs_what_other_interpreters_get(oldest_python: str, program: Path) -> None:
+    """Ranks start, fail for want of torch, and are judged: all of it but what torch itself would do."""
+    arguments = ["--ranks", "2"] if program == nccl.WORKER else []
+    ran = subprocess.run(
+        [oldest_python, "-I", "-", *arguments], input=program.read_text("utf-8"), capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, "")
+    verdict = json.loads(ran.stdout.splitlines()[-1])
+    assert (verdict["event"], verdict["passed"]) == ("verdict", False)
+    assert "no-torch" in json.dumps(verdict)
 
 
 def test_the_command_asks_first_and_writes_the_call_down(bare_python: str, tmp_path: Path) -> None:
