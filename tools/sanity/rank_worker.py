@@ -432,7 +432,15 @@ TEXTS = (
     ("wrong-interface", ("Unable to find address for", "Unable to find interface", "no socket interface found")),
     (
         "peer-lost",
-        ("Connection closed by peer", "Connection reset by peer", "remote process exited", "ncclRemoteError"),
+        (
+            "Connection closed by peer",
+            "Connection reset by peer",
+            "remote process exited",
+            "ncclRemoteError",
+            # TCPStore (socket.cpp, TCPStoreLibUvBackend.cpp): rank 0, which keeps the store, is gone
+            "Connection was likely closed",
+            "Broken pipe",
+        ),
     ),
     ("out-of-memory", ("out of memory", "OutOfMemoryError")),
     ("cuda-error", ("CUDA error", "device-side assert", "cudaError", "no kernel image", "HIP error")),

@@ -247,6 +247,19 @@ def test_the_printed_test_runs_from_standard_input_and_is_read_back(bare_python:
     assert "no line with the event start" in other.stderr
 
 
+def test_a_store_that_went_away_blames_nobody() -> None:
+    """What torch 2.13 says to the ranks that wait in the store when rank 0 ends; rank 0 has said why."""
+    said = "Failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?"
+    kind = rank_worker.kind_of("shm", RuntimeError(said))
+    assert kind == "peer-lost"
+    ranks = [rank_worker.Watched(n, 0, 0, 0, 0) for n in range(2)]
+    ranks[0].fault = {"stage": "shm", "kind": "shm-too-small", "text": "No space left on device", "ranks": None}
+    ranks[1].fault = {"stage": "shm", "kind": kind, "text": said, "ranks": None}
+    for rank in ranks:
+        rank.status = 256
+    assert [(f["kind"], f["ranks"]) for f in rank_worker._bad(ranks)] == [("shm-too-small", [0])]
+
+
 @pytest.mark.parametrize("program", [nccl.WORKER, compiling.WORKER])
 def test_a_real_python_3_9_runs_what_other_interpreters_get(oldest_python: str, program: Path) -> None:
     """Ranks start, fail for want of torch, and are judged: all of it but what torch itself would do."""
