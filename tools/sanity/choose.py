@@ -50,7 +50,7 @@ def choose(python: str | None, pid: int | None) -> Chosen:
     An interpreter that is given needs no server: where several run and none was said, it takes nothing over from any.
     Raises :class:`ActionError` as a sentence when none can be had.
     """
-    server = find_server(pid) if python is None or pid is not None or len(servers()) < 2 else None
+    server = find_server(pid) if python is None or pid is not None else _only_server()
     ours = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     taken = _taken(server)
     if python is not None:
@@ -83,6 +83,11 @@ def find_server(pid: int | None) -> Server | None:
     if len(found) > 1:
         raise ActionError(f"Several vLLM servers run here (processes {_listed(found)}); say which with --pid.")
     return found[0] if found else None
+
+
+def _only_server() -> Server | None:
+    found = servers()
+    return found[0] if len(found) == 1 else None
 
 
 def server_at(url: str) -> Server | None:
