@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -309,7 +310,8 @@ class Service:
         from assistant.store.database import StoreError
 
         seconds = self.settings.number("store.timeout_s") * 2 + 1
-        call = asyncio.get_running_loop().run_in_executor(self._store_threads, partial(function, *arguments))
+        work = partial(contextvars.copy_context().run, function, *arguments)  # its spans belong to this request's
+        call = asyncio.get_running_loop().run_in_executor(self._store_threads, work)
         try:
             return await asyncio.wait_for(call, seconds)
         except TimeoutError:
