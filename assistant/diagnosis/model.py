@@ -218,22 +218,32 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
 
 
 #: What JSON knows as it is; most of a case.
-_AS_IT_IS = (str, int, float, bool, type(None))
+_AS_IT_IS = frozenset({str, int, float, bool, type(None)})
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as JSON has them; ``dataclasses.asdict`` would copy all of it once more."""
-    if type(value) in _AS_IT_IS:
+    """Dataclasses, mappings and tuples as JSON has them; ``dataclasses.asdict`` would copy all of it once more.
+
+    A server does this for every incident that it keeps, hence without a call for what is plain already.
+    """
+    kind = type(value)
+    if kind in _AS_IT_IS:
         return value
+    if kind is tuple or kind is list:
+        return [part if type(part) in _AS_IT_IS else _plain(part) for part in value]
+    fields = getattr(kind, "__dataclass_fields__", None)
+    if fields is not None:
+        out = {}
+        for name in fields:
+            part = getattr(value, name)
+            out[name] = part if type(part) in _AS_IT_IS else _plain(part)
+        return out
     if isinstance(value, datetime):
         return value.isoformat()
-    fields = getattr(type(value), "__dataclass_fields__", None)
-    if fields is not None:
-        return {name: _plain(getattr(value, name)) for name in fields}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: part if type(part) in _AS_IT_IS else _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(part) for part in value]
     return value
 
 

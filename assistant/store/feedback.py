@@ -122,8 +122,10 @@ class Feedback:
 
 def _newest(connection: sa.Connection, incidents: list[str]) -> dict[str, Mapping[str, Any]]:
     """What was said last about each of these incidents."""
+    if not incidents:
+        return {}
     statement = sa.select(FEEDBACK).where(FEEDBACK.c.incident.in_(incidents)).order_by(FEEDBACK.c.at, FEEDBACK.c.id)
-    return {row["incident"]: dict(row) for row in connection.execute(statement).mappings()} if incidents else {}
+    return {row["incident"]: dict(row) for row in connection.execute(statement).mappings()}
 
 
 def _fix(said: Mapping[str, Any] | None) -> str:
