@@ -159,6 +159,10 @@ def main() -> int:
     if os.geteuid() or not all(shutil.which(name) for name in ("unshare", "setpriv", "mount")):
         print("skipped: making namespaces takes root, unshare, setpriv and mount")
         return 0
+    trial = ["unshare", "--mount", "--pid", "--fork", "bash", "-c", "mount --make-rprivate / && mount --bind / /"]
+    if (said := subprocess.run(trial, capture_output=True, text=True, timeout=30, check=False)).returncode:
+        print(f"skipped: namespaces cannot be made here: {said.stderr.strip()[:200]}")
+        return 0
     if not re.search(rf"^USER {USER}:{USER}$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE):
         raise SystemExit(f"the Dockerfile does not run as {USER}")
     folder = Path(tempfile.mkdtemp(prefix="vllm-diagnose-image-"))

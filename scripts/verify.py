@@ -262,7 +262,7 @@ def audit(seconds: float) -> Outcome:
 
 #: The part of `make test` that needs the laboratory.
 LIVE = [Step("real vLLM server, live", lambda seconds: laboratory(seconds, paths=("tests/lab/test_live.py",)), 60)]
-#: What has been seen to pass as a step, on a machine that had nothing else to do.
+#: What has been seen to pass as a step; what others depend on least comes last, because time may run out.
 VERIFY = [
     Step("wheel", wheel),
     Step(
@@ -271,12 +271,16 @@ VERIFY = [
         60,
     ),
     Step("PostgreSQL", pytest_step("postgres and not lab and not endure", "tests/assistant/store"), 60),
+    Step("manifests", script_step("manifests.py"), 60),
+    Step("image", script_step("image.py"), 120),
+    Step("HTTP API", http_api, 180),
+    Step("Model Context Protocol", model_context_protocol, 180),
+    Step("pages in a browser", browser, 120),
+    Step("real Prometheus", real_prometheus, 120),
     Step("real vLLM server", lambda seconds: laboratory(seconds, paths=("tests/lab/test_captures.py",)), 300),
 ]
-#: What passes test by test but has not run as a step on such a machine yet: `make verify EXTENDED=1` runs it as well.
+#: What passes test by test but has not run as a step on a machine of its own yet: `make verify EXTENDED=1` runs it as well.
 EXTENDED = [
-    Step("real Prometheus", real_prometheus, 120),
-    Step("HTTP API", http_api, 180),
     Step("launchers", launchers, 300),
     Step(
         "all slow tests",
@@ -300,11 +304,7 @@ EXTENDED = [
         ),
         600,
     ),
-    Step("pages in a browser", browser, 120),
-    Step("manifests", script_step("manifests.py"), 60),
-    Step("image", script_step("image.py"), 120),
     Step("known vulnerabilities", audit, 60),
-    Step("Model Context Protocol", model_context_protocol, 180),
     Step("all of the real vLLM server", laboratory, 300),
 ]
 #: The long runs, an hour of fuzzing and half an hour of load among them; each prints what it measured.
