@@ -31,6 +31,8 @@ _MOST_STDERR = 64 << 10
 _END_S = 3.0
 #: Seconds that it has once it was told to terminate: srun takes its job out of the queue then.
 _TERMINATE_S = 2.0
+#: Looks, 20 ms apart, for what was killed to be gone.
+_GONE_TRIES = 100
 
 Event = dict[str, Any]
 #: Sends one line to a program's standard input.
@@ -115,6 +117,10 @@ async def run_program(
         stderr.cancel() if not stderr.done() and ran.late else None
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
             ran.stderr = clean(await asyncio.wait_for(stderr, 1.0))
+        # A pipe that somebody else still holds would stay open here until the interpreter collects it, when no loop is
+        # left to close it; there is no public way to the transport.
+        process._transport.close()  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
     return ran
 
 
@@ -172,11 +178,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-    for left in all_processes():
-        if left.session == process.pid:
+    for _ in range(_GONE_TRIES):  # who was killed is there for a moment more
+        left = [found for found in all_processes() if found.session == process.pid]
+        if not left:
+            return
+        for member in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(left.pid, signal.SIGKILL)
-    # A pipe that somebody else still holds would stay open here until the interpreter collects it, when no loop is left
-    # to close it; there is no public way to the transport.
-    process._transport.close()  # type: ignore[attr-defined]
-    await asyncio.sleep(0)
+                os.kill(member.pid, signal.SIGKILL)
+        await asyncio.sleep(0.02)
