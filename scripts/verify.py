@@ -260,8 +260,6 @@ def audit(seconds: float) -> Outcome:
     return Outcome(failed=1) if done.returncode else Outcome(passed=1)
 
 
-#: The part of `make test` that needs the laboratory.
-LIVE = [Step("real vLLM server, live", lambda seconds: laboratory(seconds, paths=("tests/lab/test_live.py",)), 60)]
 #: What has been seen to pass as a step; what others depend on least comes last, because time may run out.
 VERIFY = [
     Step("wheel", wheel),
@@ -347,11 +345,10 @@ ENDURE = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endure", action="store_true", help="the long runs instead of the short ones")
-    parser.add_argument("--live", action="store_true", help="only a real server, live, as the end of `make test`")
     parser.add_argument("--seconds", type=float, default=3600, help="what the whole may take")
     parser.add_argument("--extended", action="store_true", help="also what is not proven on a quiet machine yet")
     options = parser.parse_args()
-    steps = ENDURE if options.endure else LIVE if options.live else [*VERIFY, *(EXTENDED if options.extended else ())]
+    steps = ENDURE if options.endure else [*VERIFY, *(EXTENDED if options.extended else ())]
     end = time.monotonic() + options.seconds
     results: list[tuple[str, Outcome, float]] = []
     for step in steps:
@@ -363,7 +360,7 @@ def main() -> int:
             outcome = step.run(left)
         results.append((step.name, outcome, time.monotonic() - started))
 
-    if not options.endure and not options.live and not options.extended:
+    if not options.endure and not options.extended:
         why = "not part of verify until it has passed as a step on a quiet machine; run make verify EXTENDED=1"
         results += [(step.name, Outcome(skipped=[why]), 0.0) for step in EXTENDED]
     print("\n== summary")
