@@ -133,12 +133,13 @@ class Database:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
         try:
             with self._engine.begin() as connection:
-                for item in batch:
-                    # Its own error is raised where the work came from; what the rollback adds to it says less.
-                    with contextlib.suppress(Exception), _apart(connection, alone=len(batch) == 1):
-                        item.do(connection)
-                if len(batch) == 1 and batch[0].error is not None:
-                    raise batch[0].error
+                if len(batch) == 1:
+                    batch[0].do(connection)
+                else:
+                    for item in batch:
+                        # Its own error is raised where the work came from; what the rollback adds to it says less.
+                        with contextlib.suppress(Exception), connection.begin_nested():
+                            item.do(connection)
         except BaseException as error:
             for item in batch:
                 item.error = item.error or error
@@ -242,11 +243,6 @@ class Database:
             raise StoreError(
                 "PostgreSQL needs the package psycopg; install vllm-diagnose with its extra postgres."
             ) from None
-
-
-def _apart(connection: sa.Connection, *, alone: bool) -> contextlib.AbstractContextManager[Any]:
-    """A savepoint, where others share the transaction."""
-    return contextlib.nullcontext() if alone else connection.begin_nested()
 
 
 def open_database(settings: Settings) -> Database:
