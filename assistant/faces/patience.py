@@ -8,9 +8,13 @@ server's descriptors. Bodies are limited by the guard.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from assistant.settings import Settings
 
 #: Seconds from the first moment of a connection, or from the first byte of a further request, to the end of its head.
 HEAD_S = 20.0
@@ -79,3 +83,17 @@ class PatientProtocol(HttpToolsProtocol):
             self._wait()  # an answer is under way; the head behind it has waited long enough when that has gone out
         elif not self.transport.is_closing():
             self.transport.close()
+
+
+def patient(application: Any, settings: Settings, **more: Any) -> uvicorn.Config:
+    """How both servers of the command line serve ``application``; ``more`` goes to uvicorn as it is."""
+    return uvicorn.Config(
+        application,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(settings.number("server.stop_s")),
+        http=PatientProtocol,
+        **more,
+    )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assistant.faces.cli.options import fail
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from assistant.settings import Settings
 
 
 def mount(app: typer.Typer) -> None:
@@ -22,25 +28,14 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="port; 0 takes a free one")] = None,
 ) -> None:
     """Serve the HTTP API, MCP, Slack events and web pages."""
-    import uvicorn
-
     from assistant import own_log
     from assistant.faces.app import create_app
-    from assistant.faces.patience import PatientProtocol
+    from assistant.faces.patience import patient
     from assistant.faces.serving import Draining
-    from assistant.settings import SettingsError, load, override
+    from assistant.settings import SettingsError
     from knowledge.errors import KnowledgeError
 
-    given = {"server.host": host, "server.port": port}
-    try:
-        settings = override(load(), {name: value for name, value in given.items() if value is not None})
-        listener = _listen(settings.text("server.host"), settings.whole("server.port"))
-    except SettingsError as error:
-        for problem in error.problems:
-            print(f"vllm-diagnose: {problem}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        fail(f"{host or 'the address'} port {port or ''} cannot be listened on: {error.strerror or error}", 3)
+    settings, listener = listening(host, port)
     try:
         application = create_app(settings, port=listener.getsockname()[1])
     except (SettingsError, KnowledgeError) as error:
@@ -53,22 +48,7 @@ def serve(
     where = f"[{name}]" if listener.family == socket.AF_INET6 else name
     print(f"vllm-diagnose serves http://{where}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     own_log.begin(settings.text("server.log"))
-    server = Draining(
-        uvicorn.Config(
-            application,
-            log_level="warning",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.number("server.stop_s")),
-            http=PatientProtocol,
-        ),
-        application.state.shared,
-    )
-    server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(3)
+    run(Draining(patient(application, settings, log_config=None), application.state.shared), listener)
 
 
 def mcp() -> None:
@@ -87,7 +67,35 @@ def mcp() -> None:
     run_stdio(settings)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listening(
+    host: str | None, port: int | None, adapt: Callable[[Settings], Settings] = lambda settings: settings
+) -> tuple[Settings, socket.socket]:
+    """The settings with what the command line says and ``adapt`` makes of them, and a socket that listens by them.
+
+    Ends the command with a sentence where the settings are wrong or the address cannot be had.
+    """
+    from assistant.settings import SettingsError, load, override
+
+    given = {"server.host": host, "server.port": port}
+    try:
+        settings = adapt(override(load(), {name: value for name, value in given.items() if value is not None}))
+        return settings, listen(settings.text("server.host"), settings.whole("server.port"))
+    except SettingsError as error:
+        for problem in error.problems:
+            print(f"vllm-diagnose: {problem}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        fail(f"{host or 'the address'} port {port or ''} cannot be listened on: {error.strerror or error}", 3)
+
+
+def run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Serve until the server is told to stop; a start that failed ends the command with status 3."""
+    server.run(sockets=[listener])
+    if not server.started:
+        raise typer.Exit(3)
+
+
+def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Made here and not by the server, so that the port is known before anybody is told of it."""
     (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

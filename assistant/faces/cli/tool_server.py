@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assistant.faces.cli.options import fail
+
+if TYPE_CHECKING:
+    from assistant.settings import Settings
 
 
 def mount(app: typer.Typer) -> None:
@@ -27,10 +30,10 @@ def tool_server(
     import uvicorn
 
     from assistant.faces.app import create_app
-    from assistant.faces.cli.serve import _listen
+    from assistant.faces.cli.serve import listening, run
     from assistant.faces.mcp.node import mount_node
-    from assistant.faces.patience import PatientProtocol
-    from assistant.settings import SettingsError, load, override
+    from assistant.faces.patience import patient
+    from assistant.settings import SettingsError, override
     from knowledge.errors import KnowledgeError
 
     if (tls_cert is None) != (tls_key is None):
@@ -38,19 +41,13 @@ def tool_server(
     for option, path in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if path is not None and not path.is_file():
             fail(f"{option} {path} is not a file")
-    given = {"server.host": host, "server.port": port}
-    try:
-        settings = override(load(), {name: value for name, value in given.items() if value is not None})
+
+    def of_a_node(settings: Settings) -> Settings:
         names = [*settings["server.allowed_hosts"], *_own_names(settings.text("server.host"))]
         # Two tests of the GPUs at once would disturb each other; looking needs no job and is never kept waiting.
-        settings = override(settings, {"jobs.at_once": 1, "server.readers": 1, "server.allowed_hosts": names})
-        listener = _listen(settings.text("server.host"), settings.whole("server.port"))
-    except SettingsError as error:
-        for problem in error.problems:
-            print(f"vllm-diagnose: {problem}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except OSError as error:
-        fail(f"{host or 'the address'} port {port or ''} cannot be listened on: {error.strerror or error}", 3)
+        return override(settings, {"jobs.at_once": 1, "server.readers": 1, "server.allowed_hosts": names})
+
+    settings, listener = listening(host, port, of_a_node)
     try:
         application = create_app(settings, port=listener.getsockname()[1], own=(mount_node,))
     except (SettingsError, KnowledgeError) as error:
@@ -59,22 +56,8 @@ def tool_server(
     where = f"[{name}]" if ":" in name else name
     scheme = "https" if tls_cert is not None else "http"
     print(f"vllm-diagnose serves this node's tools at {scheme}://{where}:{listener.getsockname()[1]}/mcp", file=sys.stderr, flush=True)  # fmt: skip
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=int(settings.number("server.stop_s")),
-            http=PatientProtocol,
-            ssl_certfile=tls_cert,
-            ssl_keyfile=tls_key,
-        )
-    )
-    server.run(sockets=[listener])
-    if not server.started:
-        raise typer.Exit(3)
+    config = patient(application, settings, ssl_certfile=tls_cert, ssl_keyfile=tls_key)
+    run(uvicorn.Server(config), listener)
 
 
 def _own_names(listening: str) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 
 from assistant.faces.app import create_app
-from assistant.faces.cli.serve import _listen
+from assistant.faces.cli.serve import listen
 from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
@@ -62,7 +62,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "search": made.create("s", Role.viewer, scopes=("search_knowledge",))[0],
     }
     database.close()
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), http=PatientProtocol, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

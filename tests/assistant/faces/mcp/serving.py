@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from assistant.faces.app import create_app
-from assistant.faces.cli.serve import _listen
+from assistant.faces.cli.serve import listen
 from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
@@ -55,7 +55,7 @@ def serving(folder: Path, *, faces: tuple[Callable[..., None], ...] = (), **sett
     tokens = {role.name: made.create(role.name, role)[0] for role in Role}
     tokens["other"] = made.create("other", Role.operator)[0]
     database.close()
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     app = create_app(loaded, port=port, faces=faces)
     server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error", timeout_graceful_shutdown=2))

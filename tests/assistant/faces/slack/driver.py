@@ -17,7 +17,7 @@ import httpx
 import uvicorn
 
 from assistant.faces.app import create_app
-from assistant.faces.cli.serve import _listen
+from assistant.faces.cli.serve import listen
 from assistant.faces.patience import PatientProtocol
 from assistant.settings import load
 from tests.assistant.faces.slack.standin import Message, Slack
@@ -46,7 +46,7 @@ class Served:
     def __init__(self, folder: Path, slack: Slack, **more: str) -> None:
         self.slack = slack
         settings = load(environment(folder, slack, **more))
-        listener = _listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
         self.app = create_app(settings, port=port)
         self.server = uvicorn.Server(uvicorn.Config(self.app, http=PatientProtocol, log_level="error"))

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from assistant.faces.app import create_app
-from assistant.faces.cli.serve import _listen
+from assistant.faces.cli.serve import listen
 from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
@@ -126,7 +126,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             "narrow": made.create("narrow", Role.viewer, scopes=("search_knowledge",))[0],
         }
         database.close()
-        listener = _listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", 0)
         port = listener.getsockname()[1]
         app = create_app(loaded, port=port)
         server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error"))
