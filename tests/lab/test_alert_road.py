@@ -23,7 +23,8 @@ import yaml
 
 from tests.assistant.alerts.conftest import Received, serving, wait
 from tests.assistant.alerts.conftest import received as received
-from tests.lab.test_live import LAB, ROOT, load, running
+from tests.lab.laboratory import LAB, ROOT
+from tests.lab.test_live import load, running
 from tests.tools.prometheus.real import UNPACKED, binary
 
 pytestmark = [

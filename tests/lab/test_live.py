@@ -5,7 +5,6 @@ Two servers are started, each on two busy cores in about a minute, so this runs 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LAB = ROOT / ".lab"
+from tests.lab.laboratory import LAB, ROOT, laboratory
 
 pytestmark = [
     pytest.mark.lab,
@@ -31,24 +29,11 @@ pytestmark = [
 ]
 
 
-def _laboratory() -> Any:
-    """scripts/lab.py; the scripts are no package, they run on their own."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        spec = importlib.util.spec_from_file_location("lab_of_live", ROOT / "scripts" / "lab.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-    return module
-
-
 @contextmanager
 def running(folder: Path, *serve: str) -> Iterator[Any]:
     """A server with the tiny model; whatever happens, nothing of it stays."""
     folder.mkdir()
-    server = _laboratory().Server(LAB.resolve(), {"serve": ["--served-model-name", "tiny", *serve]}, folder)
+    server = laboratory().Server(LAB.resolve(), {"serve": ["--served-model-name", "tiny", *serve]}, folder)
     try:
         server.start()
         assert server.wait_until_up(), server.log.read_text(errors="replace")[-3000:]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.test_live import LAB, ROOT, diagnose, load, running, settle, verdict
+from tests.lab.laboratory import LAB, ROOT
+from tests.lab.test_live import diagnose, load, running, settle, verdict
 from tests.tools.prometheus.real import binary, prometheus
 
 pytestmark = [

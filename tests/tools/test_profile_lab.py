@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-LAB = ROOT / ".lab"
+from tests.lab.laboratory import LAB, laboratory
+
 COMMAND = str(Path(sys.executable).with_name("vllm-diagnose"))
 pytestmark = [
     pytest.mark.lab,
@@ -28,18 +27,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        spec = importlib.util.spec_from_file_location("lab_of_profile", ROOT / "scripts" / "lab.py")
-        assert spec is not None and spec.loader is not None
-        laboratory = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(laboratory)
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
     folder = tmp_path_factory.mktemp("profiled")
     profiler = ["--profiler-config.profiler", "torch", "--profiler-config.torch_profiler_dir", str(folder / "traces")]
     fault = {"serve": ["--served-model-name", "tiny", *profiler], "start_s": 420}
-    started = laboratory.Server(LAB.resolve(), fault, folder)
+    started = laboratory().Server(LAB.resolve(), fault, folder)
     try:
         started.start()
         assert started.wait_until_up(), started.log.read_text(errors="replace")[-3000:]

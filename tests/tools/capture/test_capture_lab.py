@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from assistant.security.consent import agree
 from assistant.security.roles import LOCAL
+from tests.lab.laboratory import LAB, laboratory
 from tools.processes import server_of
 from tools.registry import Context, get
 
 pytestmark = pytest.mark.lab
-ROOT = Path(__file__).resolve().parents[3]
-LAB = ROOT / ".lab"
 #: Runs in every process of the server before vLLM does: two signals put its main thread where it shall hang.
 HANGS = """
 import os, signal, threading
@@ -40,19 +36,6 @@ def take_it_twice(*_):
 signal.signal(signal.SIGUSR1, spin_here)
 signal.signal(signal.SIGUSR2, take_it_twice)
 """
-
-
-def laboratory() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        spec = importlib.util.spec_from_file_location("lab", ROOT / "scripts" / "lab.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
 
 
 @pytest.fixture(scope="module")
