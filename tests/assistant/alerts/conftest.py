@@ -14,16 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
-from assistant.faces.app import create_app
-from assistant.faces.cli.serve import listen
-from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
 from assistant.store.database import open_database
 from assistant.store.migrations import migrate
+from tests.assistant.faces.inside import Inside
 
 
 @dataclass
@@ -87,20 +84,12 @@ def serving(folder: Path, settings_given: dict[str, str]) -> Iterator[httpx.Clie
     migrate(database)
     token = Tokens(database).create(f"t{time.monotonic_ns()}", Role.viewer)[0]
     database.close()
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), http=PatientProtocol, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    wait(lambda: server.started, 120)
+    server = Inside(settings)
     try:
-        with httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", timeout=30, headers={"Authorization": f"Bearer {token}"}
-        ) as client:
+        with httpx.Client(base_url=server.address, timeout=30, headers={"Authorization": f"Bearer {token}"}) as client:
             yield client
     finally:
-        server.should_exit = True
-        thread.join(30)
+        server.stop()
 
 
 def wait(ready: Callable[[], Any], seconds: float = 30.0) -> Any:

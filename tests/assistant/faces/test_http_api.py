@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
-from assistant.faces.app import create_app
-from assistant.faces.cli.serve import listen
-from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
 from assistant.store.database import open_database
 from assistant.store.migrations import migrate
+from tests.assistant.faces.inside import Inside
 
 FOLDER = Path(__file__).parents[2] / "data" / "lab" / "tp2-truncated"
 LOG = (FOLDER / "server.log").read_text("utf-8")
@@ -62,18 +57,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "search": made.create("s", Role.viewer, scopes=("search_knowledge",))[0],
     }
     database.close()
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, port=port), http=PatientProtocol, log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until = time.monotonic() + 30
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.05)
-    assert server.started
-    yield Served(f"http://127.0.0.1:{port}", tokens)
-    server.should_exit = True
-    thread.join(20)
+    server = Inside(settings)
+    yield Served(server.address, tokens)
+    server.stop()
 
 
 def test_a_log_is_diagnosed_kept_shown_answered_and_judged(served: Served) -> None:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-
-from assistant.faces.app import create_app
-from assistant.faces.cli.serve import listen
-from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
 from assistant.store.database import open_database
 from assistant.store.migrations import migrate
+from tests.assistant.faces.inside import Inside
 
 ROOT = Path(__file__).parents[4]
 LAB = ROOT / "tests" / "data" / "lab"
@@ -55,19 +49,8 @@ def serving(folder: Path, *, faces: tuple[Callable[..., None], ...] = (), **sett
     tokens = {role.name: made.create(role.name, role)[0] for role in Role}
     tokens["other"] = made.create("other", Role.operator)[0]
     database.close()
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    app = create_app(loaded, port=port, faces=faces)
-    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    until = time.monotonic() + 60
-    while not server.started and thread.is_alive() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert server.started, "the server did not start"
+    server = Inside(loaded, graceful_s=2, faces=faces)
     try:
-        yield Served(f"http://127.0.0.1:{port}/mcp", tokens, app)
+        yield Served(f"{server.address}/mcp", tokens, server.app)
     finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
+        server.stop()

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,12 +13,9 @@ from typing import Any
 from urllib.parse import urlencode
 
 import httpx
-import uvicorn
 
-from assistant.faces.app import create_app
-from assistant.faces.cli.serve import listen
-from assistant.faces.patience import PatientProtocol
 from assistant.settings import load
+from tests.assistant.faces.inside import Inside
 from tests.assistant.faces.slack.standin import Message, Slack
 
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
@@ -45,19 +41,12 @@ class Served:
 
     def __init__(self, folder: Path, slack: Slack, **more: str) -> None:
         self.slack = slack
-        settings = load(environment(folder, slack, **more))
-        listener = listen("127.0.0.1", 0)
-        port = listener.getsockname()[1]
-        self.app = create_app(settings, port=port)
-        self.server = uvicorn.Server(uvicorn.Config(self.app, http=PatientProtocol, log_level="error"))
-        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
-        self._thread.start()
-        wait_for(lambda: self.server.started, 90)
-        self.user = User(slack, f"http://127.0.0.1:{port}")
+        self._server = Inside(load(environment(folder, slack, **more)))
+        self.app = self._server.app
+        self.user = User(slack, self._server.address)
 
     def stop(self) -> None:
-        self.server.should_exit = True
-        self._thread.join(20)
+        self._server.stop()
 
 
 class User:

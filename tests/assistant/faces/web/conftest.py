@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
-from assistant.faces.app import create_app
-from assistant.faces.cli.serve import listen
-from assistant.faces.patience import PatientProtocol
 from assistant.security.roles import Role
 from assistant.security.tokens import Tokens
 from assistant.settings import load
 from assistant.store.database import open_database
 from assistant.store.migrations import migrate
+from tests.assistant.faces.inside import Inside
 
 LAB = Path(__file__).parents[3] / "data" / "lab"
 #: Markup in the places where strangers write.
@@ -90,7 +85,7 @@ Serve = Callable[..., Site]
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Starts servers; all of them end with the tests."""
-    running: list[tuple[uvicorn.Server, threading.Thread, Site]] = []
+    running: list[tuple[Inside, Site]] = []
 
     def start(**settings: str) -> Site:
         folder = tmp_path_factory.mktemp("web")
@@ -126,26 +121,16 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             "narrow": made.create("narrow", Role.viewer, scopes=("search_knowledge",))[0],
         }
         database.close()
-        listener = listen("127.0.0.1", 0)
-        port = listener.getsockname()[1]
-        app = create_app(loaded, port=port)
-        server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, log_level="error"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        until = time.monotonic() + 60
-        while not server.started and time.monotonic() < until:
-            time.sleep(0.05)
-        assert server.started
-        site = Site(f"http://127.0.0.1:{port}", tokens, app, folder)
-        running.append((server, thread, site))
+        server = Inside(loaded)
+        site = Site(server.address, tokens, server.app, folder)
+        running.append((server, site))
         return site
 
     yield start
-    for server, thread, site in running:
+    for server, site in running:
         for client in site.clients:
             client.close()
-        server.should_exit = True
-        thread.join(20)
+        server.stop()
 
 
 @pytest.fixture(scope="session")
