@@ -149,7 +149,8 @@ class Readers:
         until = time.monotonic() + self._deadline_s + GRACE_S
         future: Future[Any] = self._opened().submit(self._call, work, arguments, gone, until)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._deadline_s + GRACE_S)
+            async with asyncio.timeout(self._deadline_s + GRACE_S):
+                return await asyncio.wrap_future(future)
         finally:
             gone.set()  # whoever cancelled this or waited too long reads the rest of a large log no more
 
@@ -241,7 +242,8 @@ class InProcess:
         async with self._lock:
             try:
                 thread = asyncio.to_thread(_prepared, gone, work, *arguments)
-                return await asyncio.wait_for(thread, self._deadline_s + GRACE_S)
+                async with asyncio.timeout(self._deadline_s + GRACE_S):
+                    return await thread
             finally:
                 gone.set()  # a thread cannot be ended; one that reads a log looks at this
 

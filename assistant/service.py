@@ -313,7 +313,8 @@ class Service:
         work = partial(contextvars.copy_context().run, function, *arguments)  # its spans belong to this request's
         call = asyncio.get_running_loop().run_in_executor(self._store_threads, work)
         try:
-            return await asyncio.wait_for(call, seconds)
+            async with asyncio.timeout(seconds):
+                return await call
         except TimeoutError:
             raise StoreError(f"The database {self.database.shown} did not answer within {seconds:g} s.") from None
 
@@ -331,7 +332,8 @@ class Service:
         if self._carrying is not None and self._carrying[1].done():
             problems.append("Jobs are no longer carried out by this process; restart it.")
         try:
-            await asyncio.wait_for(self.in_thread(self._touch), self.settings.number("store.timeout_s") + 1)
+            async with asyncio.timeout(self.settings.number("store.timeout_s") + 1):
+                await self.in_thread(self._touch)
         except (StoreError, TimeoutError) as error:
             problems.append(str(error) or "The database does not answer.")
         return (*problems, *self.readers.problems())
@@ -466,7 +468,8 @@ async def _prune(service: Service, stop: asyncio.Event) -> None:
         with contextlib.suppress(StoreError):
             await service.in_thread(prune, service.database, service.settings)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), PRUNE_EVERY_S)
+            async with asyncio.timeout(PRUNE_EVERY_S):
+                await stop.wait()
 
 
 def _discover() -> None:

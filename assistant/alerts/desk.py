@@ -81,7 +81,8 @@ class Desk:
                 except (StoreError, OSError) as error:
                     log.warning("alerts wait for the store: %s", error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _PAUSE_S)
+                    async with asyncio.timeout(_PAUSE_S):
+                        await self._wake.wait()
                     await asyncio.sleep(0.05)  # what comes at once is looked at together
         finally:
             for task in working.values():

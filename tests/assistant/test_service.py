@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -262,3 +263,31 @@ def test_names_of_logs_carry_no_control_characters() -> None:
     named = clean_input(Ask(logs=(("a\x1b[31m\u202eb\n", b"x"), ("\n", b"y"))))
     assert [name for name, _ in named.logs][1] == "log 2"
     assert all(name.isprintable() for name, _ in named.logs)
+
+
+def test_a_call_of_the_store_that_is_cancelled_as_it_ends_is_cancelled(settings: Settings) -> None:
+    """Whatever the moment: a loop that never hears of it would keep the server from stopping."""
+
+    async def work(service: Service) -> list[int]:
+        swallowed: list[int] = []
+        for turns in range(8):
+            done = threading.Event()
+
+            async def ask(done: threading.Event = done) -> None:
+                await service.in_thread(done.set)
+                await asyncio.sleep(60)
+
+            call = asyncio.create_task(ask())
+            await asyncio.sleep(0)
+            assert done.wait(10)  # the loop stands still meanwhile: what came back waits to be seen
+            time.sleep(0.02)  # noqa: ASYNC251
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            _, late = await asyncio.wait({call}, timeout=0.5)
+            if late:
+                swallowed.append(turns)
+                call.cancel()
+        return swallowed
+
+    assert running(settings, work) == []

@@ -152,7 +152,8 @@ async def _running(
         yield site
         site.command(do="end")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(task), 5.0)
+            async with asyncio.timeout(5.0):
+                await asyncio.shield(task)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

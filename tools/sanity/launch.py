@@ -116,7 +116,8 @@ async def run_program(
         await asyncio.shield(_end(process))
         stderr.cancel() if not stderr.done() and ran.late else None
         with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-            ran.stderr = clean(await asyncio.wait_for(stderr, 1.0))
+            async with asyncio.timeout(1.0):
+                ran.stderr = clean(await stderr)
         # A pipe that somebody else still holds would stay open here until the interpreter collects it, when no loop is
         # left to close it; there is no public way to the transport.
         process._transport.close()  # type: ignore[attr-defined]
@@ -169,11 +170,13 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         process.stdin.close()
     if process.returncode is None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _END_S)
+            async with asyncio.timeout(_END_S):
+                await process.wait()
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError, TimeoutError):
             process.terminate()
-            await asyncio.wait_for(process.wait(), _TERMINATE_S)
+            async with asyncio.timeout(_TERMINATE_S):
+                await process.wait()
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

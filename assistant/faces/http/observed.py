@@ -118,7 +118,8 @@ async def _look(service: Service, metrics: Metrics) -> None:
     jobs: dict[str, int] | None = None
     wait_s = service.settings.number("store.timeout_s")
     with contextlib.suppress(StoreError, TimeoutError):
-        jobs = await asyncio.wait_for(service.in_thread(service.jobs.waiting), wait_s)
+        async with asyncio.timeout(wait_s):
+            jobs = await service.in_thread(service.jobs.waiting)
     pool = service.readers
     readers = (getattr(pool, "processes", 1), getattr(pool, "asked", 0), getattr(pool, "replaced", 0))
     metrics.now(ready=not await service.ready(), jobs=jobs, readers=readers)

@@ -131,7 +131,8 @@ class Desk:
 
         held: Held | None = None
         try:
-            held = await asyncio.wait_for(asyncio.shield(kept), KEPT_WAIT_S)
+            async with asyncio.timeout(KEPT_WAIT_S):
+                held = await asyncio.shield(kept)
             if held is None:
                 return  # another replica has it
         except (StoreError, TimeoutError):
@@ -139,7 +140,9 @@ class Desk:
         await self._carry_out(order, held)
         if held is None and not kept.done():
             with contextlib.suppress(StoreError, TimeoutError):  # kept late: it must not be carried out again
-                await self._done(await asyncio.wait_for(asyncio.shield(kept), 30))
+                async with asyncio.timeout(30):
+                    late = await asyncio.shield(kept)
+                await self._done(late)
 
     def _begin(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -184,9 +187,8 @@ class Desk:
             await self._done(work.held)
         except LostOrderError:
             return None
-        except (
-            asyncio.CancelledError
-        ):  # the process is stopped: another replica shall not have to wait until it is missed
+        except asyncio.CancelledError:
+            # The process is stopped: another replica shall not have to wait until it is missed.
             await self._stop_holding(keeper)
             await self._hand_over(work.held if work else held, work.order if work else order)
             raise

@@ -71,7 +71,8 @@ class People:
         if known is not None and time.monotonic() < known[0]:
             return known[1]
         try:
-            said = await asyncio.wait_for(client.usergroups_users_list(usergroup=group), ASK_S)
+            async with asyncio.timeout(ASK_S):
+                said = await client.usergroups_users_list(usergroup=group)
             members = frozenset(str(user) for user in said.get("users") or ())
         except (SlackClientError, OSError, TimeoutError):
             return known[1] if known is not None else frozenset()

@@ -77,6 +77,7 @@ async def _connect(
         pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)]
         tries += 1
         try:
-            await asyncio.wait_for(stop.wait(), pause)
+            async with asyncio.timeout(pause):
+                await stop.wait()
         except TimeoutError:
             continue
