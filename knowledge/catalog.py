@@ -124,14 +124,23 @@ def _signal(raw: Mapping[str, Any]) -> Signal:
     )
 
 
+def _clues(signals: Sequence[Signal]) -> frozenset[str] | None:
+    """One name that each signal needs: a message where there is one, because few are there at a time."""
+    needed = [signal.needs for signal in signals if signal.when is not None]
+    if not all(needed):
+        return None
+    return frozenset(min(names, key=lambda name: (not name.startswith("message:"), name)) for names in needed)
+
+
 def _cause(raw: Mapping[str, Any]) -> Cause:
+    signals = tuple(_signal(s) for s in raw["signals"])
     return Cause(
         id=raw["id"],
         title=raw["title"],
         severity=raw["severity"],
         begins=raw["begins"],
         explanation=raw["explanation"],
-        signals=tuple(_signal(s) for s in raw["signals"]),
+        signals=signals,
         check=raw["check"],
         sources=tuple(Source(**s) for s in raw["sources"]),
         ruled_out=tuple(Exclusion(r["when"], r["because"]) for r in raw.get("ruled_out", ())),
@@ -140,6 +149,7 @@ def _cause(raw: Mapping[str, Any]) -> Cause:
         fixes=tuple(_fix(f) for f in raw.get("fixes", ())),
         collect=tuple(raw.get("collect", ())),
         draft=raw.get("draft", False),
+        clues=_clues(signals),
     )
 
 

@@ -96,6 +96,9 @@ class Cause:
     fixes: tuple[Fix, ...] = ()
     collect: tuple[str, ...] = ()
     draft: bool = False
+    #: One name of each signal's conditions: where nothing is known of any of them no signal can be true. None where a
+    #: signal may be true of nothing known. What only describes in words (``when`` None) is not counted here.
+    clues: frozenset[str] | None = None
 
     @property
     def area(self) -> str:

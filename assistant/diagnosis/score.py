@@ -189,6 +189,12 @@ def weigh(
     return Candidate(cause, support * (OTHER_PHASE if differs else 1.0), tuple(counted), likeness, differs, excluded)
 
 
+def _may_hold(cause: Cause, order: Order, likeness: float) -> bool:
+    """Whether any signal can be true; of a hundred causes nearly all are done with here."""
+    known = cause.clues is None or not cause.clues.isdisjoint(order.names)
+    return known or likeness_points(likeness) > 0
+
+
 def candidates(
     facts: Facts, catalog: Catalog, likeness: list[Likeness], more: Mapping[str, Sequence[Signal]] | None = None
 ) -> list[Candidate]:
@@ -204,7 +210,8 @@ def candidates(
     found = [
         weigh(cause, facts, catalog, order, alike.get(cause.id, 0.0), more=more.get(cause.id, ()))
         for cause in catalog.causes.values()
-        if normal or not cause.is_normal
+        if (normal or not cause.is_normal)
+        and (cause.id in more or _may_hold(cause, order, alike.get(cause.id, 0.0)))
     ]
     found = [c for c in found if c.support > 0]
     found = _discount_suppositions(found)

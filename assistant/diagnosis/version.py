@@ -129,6 +129,10 @@ def _examined(version: str, versions: Sequence[str]) -> str:
 # -- style --------------------------------------------------------------------------------------------------------
 
 
+#: The first release that prints something and the first that does not any more; None where it still does.
+_Range = tuple[str, str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Styles:
     versions: tuple[str, ...]
@@ -151,13 +155,8 @@ def _styles(text: str) -> _Styles:
 
 def _by_style(evidence: Sequence[Evidence], styles: _Styles) -> tuple[str | None, str | None, int]:
     """The first and last release in which lines look and read like these, and how many lines tell."""
-    witnesses: list[frozenset[str]] = []
-    seen: set[str] = set()
-    for item in evidence[:_MOST_LINES]:
-        for key, ranges in _ranges(item, styles):
-            if key not in seen:
-                seen.add(key)
-                witnesses.append(_within(tuple(ranges), styles.versions))
+    telling = dict(_ranges([item for item in evidence[:_MOST_LINES] if item.state == "present"], styles))
+    witnesses = [_within(ranges, styles.versions) for ranges in telling.values()]
     witnesses = [w for w in witnesses if len(w) < len(styles.versions)]
     if not witnesses:
         return None, None, 0
@@ -178,27 +177,27 @@ def _base(version: str) -> str:
     return f"{major}.{minor}.{patch}" if post else version
 
 
-def _ranges(item: Evidence, styles: _Styles) -> Iterator[tuple[str, Sequence[tuple[str, str | None]]]]:
-    if item.state != "present":
-        return
-    if item.origin.process:
+def _ranges(evidence: Sequence[Evidence], styles: _Styles) -> Iterator[tuple[str, tuple[_Range, ...]]]:
+    """What tells something of the version, by name, and the releases that it fits."""
+    for process in {item.origin.process for item in evidence if item.origin.process}:
         for pattern, since, until in styles.processes:
-            if pattern.match(item.origin.process):
-                yield f"process {since}", [(since, until)]
-    if not item.quote:
-        return
+            if pattern.match(process):
+                yield f"process {since}", ((since, until),)
+    # No style goes beyond its line, so all heads are looked at as one text.
+    heads = "\n".join(item.quote[:200] for item in evidence if item.quote)
     for pattern, since, until in styles.lines:
-        if pattern.search(item.quote[:200]):
-            yield f"line {since}", [(since, until)]
-    if item.name.startswith("message:"):
-        spelled = styles.messages.get(item.name[8:], ())
-        fitting = [ranges for parts, ranges in spelled if all(part in item.quote for part in parts)]
-        if fitting:
-            yield item.name, [tuple(span) for ranges in fitting for span in ranges]  # type: ignore[misc]
+        if pattern.search(heads):
+            yield f"line {since}", ((since, until),)
+    for item in reversed(evidence):  # the first of several counts
+        if item.name.startswith("message:") and item.quote:
+            spelled = styles.messages.get(item.name[8:], ())
+            fitting = [ranges for parts, ranges in spelled if all(part in item.quote for part in parts)]
+            if fitting:
+                yield item.name, tuple((since, until) for ranges in fitting for since, until in ranges)
 
 
 @lru_cache(maxsize=4_096)
-def _within(ranges: tuple[tuple[str, str | None], ...], versions: tuple[str, ...]) -> frozenset[str]:
+def _within(ranges: tuple[_Range, ...], versions: tuple[str, ...]) -> frozenset[str]:
     return frozenset(v for v in versions if any(is_between(v, since, until) for since, until in ranges))
 
 

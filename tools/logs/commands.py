@@ -14,7 +14,7 @@ import re2
 from tools.evidence import Origin, Value
 from tools.logs.facts import Facts
 from tools.logs.launch import read_banner_launch, read_launch
-from tools.logs.prefix import parse_prefix
+from tools.logs.prefix import Prefixes
 
 _LONGEST_LITERAL = 20_000
 _MOST_ARGUMENTS = 200
@@ -203,15 +203,16 @@ def _dictionary(text: str) -> dict[str, Value]:
 def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
     """Commands, environment and versions anywhere in ``text`` (a person's message, or the head of a log)."""
     own: list[tuple[int, str]] = []
+    prefixes = Prefixes()
     for number, line in _joined(text):
         speaks = "vllm" in line or "api_server" in line
-        if not (speaks or "=" in line) or parse_prefix(line).level is not None:
+        if not (speaks or "=" in line) or prefixes.read(line).level is not None:
             continue  # a program's own line states neither a command nor the environment
         if speaks:
             own.append((number, line))
         origin = Origin(source, number, None, None, number)
         shown = line.strip()[:300]
-        served = _SERVE.search(line)
+        served = _SERVE.search(line) if speaks else None
         if served:
             _read_words(facts, _words(served.group(1)), origin, shown)
         if "=" in line:
@@ -294,20 +295,20 @@ def _read_yaml(facts: Facts, text: str, source: str) -> None:
     items: list[str] = []
     began = 0
     for number, line in enumerate(lines, 1):
-        item = _YAML_ITEM.match(line)
+        item = _YAML_ITEM.match(line) if line.lstrip()[:1] == "-" else None
         if item and (items or item.group(1).startswith("-")):
             began = began or number
             items.extend(item.group(1).split(None, 1) if item.group(1).startswith("-") else [item.group(1)])
         elif items:
             _read_words(facts, items, Origin(source, began, None, None, began), " ".join(items)[:300])
             items, began = [], 0
-        name = _YAML_NAME.match(line)
+        name = _YAML_NAME.match(line) if "name:" in line else None
         if name and number < len(lines):
             value = _YAML_VALUE.match(lines[number])
             if value:
                 origin = Origin(source, number, None, None, number)
                 _variable(facts, name.group(1), value.group(1), origin, line.strip()[:200])
-        pair = _YAML_PAIR.match(line)
+        pair = _YAML_PAIR.match(line) if line[:1] in " \t" else None
         if pair:
             origin = Origin(source, number, None, None, number)
             _variable(facts, pair.group(1), pair.group(2), origin, line.strip()[:200])

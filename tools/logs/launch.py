@@ -31,6 +31,8 @@ _PROGRAM = re.compile(
     r"(?:^|(?<=[\s\"'`=/]))(?:vllm[ \t]+serve\b|python[\d.]*[ \t](?:-\w+[ \t]+)*-m[ \t]+vllm\.entrypoints[\w.]*|[\w./-]{0,200}api_server\.py\b)"
     r"|\b(?:docker|podman|nerdctl)[ \t]+(?:container[ \t]+)?run\b"
 )
+#: One of these stands in every command of :data:`_PROGRAM`; looking for them costs next to nothing.
+_PROGRAM_WORDS = ("serve", "entrypoints", "api_server.py", "run")
 _FLAG = re.compile(r"(?:^|\s)-{1,2}[A-Za-z][\w-]*")
 _MODEL_LIKE = re.compile(r"[~./$\w{}-]*(?:/|\d|\$)[\w./:$@{}~-]*$|[A-Za-z]:\\")
 _KEY = re.compile(
@@ -97,6 +99,8 @@ def _after(command: str) -> str:
 
 def _plausible(line: str) -> str | None:
     """The command in a line, from its first word on; ``None`` where the line only speaks of one."""
+    if not any(word in line for word in _PROGRAM_WORDS):
+        return None
     found = _PROGRAM.search(line)
     if found is None or len(line) > 4 * LONGEST_COMMAND:
         return None

@@ -9,7 +9,7 @@ from tools.logs import scan
 from tools.logs.access import count_answered, read_access, refused_lines
 from tools.logs.blocks import HEADER, Block
 from tools.logs.commands import read_banner
-from tools.logs.cursor import ACCESS_HEAD, HEAD_BYTES, Cursor, decoded, head_of, line_end, plain
+from tools.logs.cursor import ACCESS_HEAD, HEAD_BYTES, Cursor, decoded, line_end, plain
 from tools.logs.hits import ChunkHits, HitLines, Line
 from tools.logs.judge import FAILING, Judge
 from tools.logs.kernel import read_kernel
@@ -354,7 +354,7 @@ class SourceReader:
             if position >= high or (self.run.first_at is not None and position - low > _SURVEY_BYTES):
                 return
             end = line_end(data, position, high)
-            prefix = head_of(data, position, end)
+            prefix = self._prefixes.read(plain(data[position : min(end, position + HEAD_BYTES)]))
             if prefix.clock and self.run.first_at is None:
                 self.run.first_at = self._cursor.at(prefix.clock)
             if prefix.process and not prefix.process.startswith("pid="):
