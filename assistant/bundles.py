@@ -70,7 +70,7 @@ def pack(
 
     Logs are kept from their end where all of them together would be too large. Raises :class:`BundleError`.
     """
-    from assistant.store.saving import everywhere
+    from assistant.store.kept import everywhere
 
     plain = everywhere(case.to_json(), clean)
     diagnosis = engine.diagnose(case_from_json(plain))

@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -19,6 +20,8 @@ from tools.redaction import clean, redact
 
 #: Characters of a message, and of any other text value.
 _MOST = 2000
+#: A text up to this long may come again.
+_SHORT = 80
 _MOST_FRAMES = 30
 _ROOT = Path(__file__).resolve().parents[1]
 REQUESTS = logging.getLogger("assistant.requests")
@@ -75,6 +78,16 @@ class Text(logging.Formatter):
 
 
 def _safe(text: str) -> str:
+    """``text`` in one line without secrets; methods, routes and names come again with every request."""
+    return _short(text) if len(text) <= _SHORT else _cleaned(text)
+
+
+@lru_cache(maxsize=512)
+def _short(text: str) -> str:
+    return _cleaned(text)
+
+
+def _cleaned(text: str) -> str:
     return " ".join(redact(clean(text[: _MOST * 2])).split())[:_MOST]
 
 

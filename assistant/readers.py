@@ -16,12 +16,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from assistant import __version__
 from assistant.reading_process import abandoned_when, stop_if_abandoned
 
 if TYPE_CHECKING:
     from assistant.diagnosis.diagnose import Engine
     from assistant.diagnosis.model import Case, Diagnosis, Language
     from assistant.reading_process import ReadingProcess
+    from assistant.store.kept import Kept
     from tools.evidence import Reading
 
 #: Seconds beyond its own deadline after which a reading process counts as stuck and is replaced.
@@ -82,11 +84,18 @@ class Readers:
 
     async def diagnose(self, ask: Ask) -> Diagnosis:
         """The diagnosis of one incident; raises :class:`ReadersError` and ``TimeoutError``."""
-        return await self._observed(_diagnose, ask, self._deadline_s)
+        found: Diagnosis = await self._observed(_diagnose, ask, self._deadline_s)
+        return found
+
+    async def diagnose_to_keep(self, ask: Ask, incident: str, others: bool) -> tuple[Diagnosis, Kept]:
+        """The same, and what is kept of it as ``incident``; with ``others`` without addresses and e-mail addresses."""
+        found: tuple[Diagnosis, Kept] = await self._observed(_diagnose_to_keep, ask, self._deadline_s, incident, others)
+        return found
 
     async def again(self, case: Mapping[str, Any], answers: Mapping[str, str]) -> Diagnosis:
         """The diagnosis of a saved case with these answers; raises :class:`ReadersError` and ``TimeoutError``."""
-        return await self._observed(_again, dict(case), dict(answers))
+        found: Diagnosis = await self._observed(_again, dict(case), dict(answers))
+        return found
 
     async def pack(self, ask: Ask, case: Mapping[str, Any] | None, incident: str | None) -> bytes:
         """A bundle of one incident, of a saved ``case`` where there is one; raises :class:`ReadersError`."""
@@ -122,9 +131,9 @@ class Readers:
         for process in processes:
             process.end()
 
-    async def _observed(self, work: Any, *arguments: Any) -> Diagnosis:
+    async def _observed(self, work: Any, *arguments: Any) -> Any:
         began, outcome = time.monotonic(), "failed"
-        found: Diagnosis | None = None
+        found: Any = None
         self.asked += 1
         try:
             found = await self._run(work, *arguments)
@@ -142,7 +151,8 @@ class Readers:
         finally:
             self.asked -= 1
             if self.observer is not None:
-                self.observer(outcome, time.monotonic() - began, found)
+                diagnosis = found[0] if isinstance(found, tuple) else found
+                self.observer(outcome, time.monotonic() - began, diagnosis)
 
     async def _run(self, work: Any, *arguments: Any) -> Any:
         gone = threading.Event()
@@ -217,6 +227,11 @@ class InProcess:
         found: Diagnosis = await self._run(_diagnose, ask, self._deadline_s)
         return found
 
+    async def diagnose_to_keep(self, ask: Ask, incident: str, others: bool) -> tuple[Diagnosis, Kept]:
+        """The same, and what is kept of it as ``incident``; with ``others`` without addresses and e-mail addresses."""
+        found: tuple[Diagnosis, Kept] = await self._run(_diagnose_to_keep, ask, self._deadline_s, incident, others)
+        return found
+
     async def again(self, case: Mapping[str, Any], answers: Mapping[str, str]) -> Diagnosis:
         """The diagnosis of a saved case with these answers; raises :class:`ReadersError` and ``TimeoutError``."""
         found: Diagnosis = await self._run(_again, dict(case), dict(answers))
@@ -280,6 +295,18 @@ def _warm() -> None:
 
 def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:
     return _ready().diagnose(_case_of(ask, deadline_s))
+
+
+def _diagnose_to_keep(ask: Ask, deadline_s: float, incident: str, others: bool) -> tuple[Diagnosis, Kept]:
+    from assistant.store.kept import as_kept
+    from tools.redaction import Redactor
+
+    diagnosis = _diagnose(ask, deadline_s)
+    evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
+    clean = Redactor(addresses=others, emails=others).redact
+    return diagnosis, as_kept(
+        incident, 1, diagnosis.to_json(engine=__version__), evidence, question=ask.text, clean=clean
+    )
 
 
 def _pack(ask: Ask, case: dict[str, Any] | None, incident: str | None, deadline_s: float) -> bytes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from assistant.store.feedback import Feedback, Seen
     from assistant.store.incidents import Incidents
     from assistant.store.jobs import Job, Jobs
+    from assistant.store.kept import Kept
     from assistant.store.worker import Worker
     from assistant.targets import Target
     from tools.addresses import Policy
@@ -69,6 +70,23 @@ class Answered:
         )
         body["seen_before"] = [seen.to_json() for seen in self.seen_before]
         return body
+
+
+@dataclass(slots=True)
+class Note:
+    """An audit line about a call that is under way; ``written`` where it was kept together with what the call made."""
+
+    who: str
+    role: str
+    face: str
+    did: str
+    detail: Mapping[str, Any]
+    written: bool = False
+
+    def fields(self, outcome: Outcome) -> dict[str, Any]:
+        """The line, when it is known how the call ended."""
+        parts = {"who": self.who, "role": self.role, "face": self.face, "did": self.did, "detail": self.detail}
+        return {**parts, "outcome": outcome}
 
 
 #: Seconds that a target is watched for a diagnosis.
@@ -114,20 +132,22 @@ class Service:
         Raises ``ForbiddenError``, :class:`QuestionError`, ``ReadersError`` and ``TimeoutError``. A store that is away
         costs the incident's id and not the answer.
         """
+        from assistant.store.database import StoreError
+        from assistant.store.incidents import new_incident
+
         brought = {"logs": [name for name, _ in ask.logs], "bytes": sum(len(data) for _, data in ask.logs)}
-        async with self.noted(principal, face, "diagnose", {**brought, "target": ask.target}):
+        async with self.noted(principal, face, "diagnose", {**brought, "target": ask.target}) as note:
             require(principal, "diagnose", "reads")
             self.check_answers(ask.answers)
             ask, window = await self._looked(ask, principal, face)
-            diagnosis = await self.readers.diagnose(clean_input(ask))
-        if not save:
-            return Answered(diagnosis, None, 1, window=window)
-        from assistant.store.database import StoreError
-
-        try:
-            incident, seen = await self.in_thread(self._save_new, diagnosis, ask.text, f"{face}: {principal.id}")
-        except StoreError as error:
-            return Answered(diagnosis, None, 1, str(error), window=window)
+            if not save:
+                return Answered(await self.readers.diagnose(clean_input(ask)), None, 1, window=window)
+            incident, others = new_incident(), self.settings.yes("redact_addresses")
+            diagnosis, kept = await self.readers.diagnose_to_keep(clean_input(ask), incident, others)
+            try:
+                seen = await self.in_thread(self._put, kept, diagnosis, f"{face}: {principal.id}", note)
+            except StoreError as error:
+                return Answered(diagnosis, None, 1, str(error), window=window)
         return Answered(diagnosis, incident, 1, seen_before=seen, window=window)
 
     async def keep(self, diagnosis: Diagnosis, question: str, principal: Principal, *, face: str) -> Answered:
@@ -224,24 +244,23 @@ class Service:
         return Answered(diagnosis, incident, seen, seen_before=before)
 
     @contextlib.asynccontextmanager
-    async def noted(self, principal: Principal, face: str, did: str, detail: Mapping[str, Any]) -> AsyncIterator[None]:
+    async def noted(self, principal: Principal, face: str, did: str, detail: Mapping[str, Any]) -> AsyncIterator[Note]:
         """Write down who did ``did`` and how it ended; a database that is away costs the note and not the call."""
         from assistant.security.roles import ForbiddenError
         from assistant.store.database import StoreError
 
+        note = Note(principal.id, principal.role.name, face, did, detail)
         outcome: Outcome = "failed"
         try:
-            yield
+            yield note
             outcome = "done"
         except ForbiddenError:
             outcome = "refused"
             raise
         finally:
-            who, role = principal.id, principal.role.name
-            with contextlib.suppress(StoreError):
-                await self.in_thread(
-                    lambda: self.audit.note(who=who, role=role, face=face, did=did, outcome=outcome, detail=detail)
-                )
+            if not note.written:
+                with contextlib.suppress(StoreError):
+                    await self.in_thread(lambda: self.audit.note(**note.fields(outcome)))
 
     def target(self, name: str) -> Target:
         """The configured target of this name; raises ``NotFoundError``."""
@@ -367,21 +386,23 @@ class Service:
             at_once=self.settings.whole("jobs.at_once"),
         )
 
-    def _save(self, diagnosis: Diagnosis, question: str, saved_by: str) -> str:
-        from assistant.store.saving import cleaner, everywhere
-
-        clean = cleaner(self.settings)
-        evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
-        return self.incidents.save(
-            everywhere(diagnosis.to_json(engine=__version__), clean),
-            everywhere(evidence, clean),
-            question=clean(question),
-            saved_by=saved_by,
-        )
+    def _put(self, kept: Kept, diagnosis: Diagnosis, saved_by: str, note: Note) -> tuple[Seen, ...]:
+        """Keep an incident and the note about it at once; returns earlier ones of the same cause."""
+        line = self.audit.line(**note.fields("done"))
+        self.incidents.put(kept, saved_by=saved_by, also=line)
+        note.written = True
+        return self._seen(diagnosis, kept.id)
 
     def _save_new(self, diagnosis: Diagnosis, question: str, saved_by: str) -> tuple[str, tuple[Seen, ...]]:
-        incident = self._save(diagnosis, question, saved_by)
-        return incident, self._seen(diagnosis, incident)
+        from assistant.store.incidents import new_incident
+        from assistant.store.kept import as_kept
+        from assistant.store.saving import cleaner
+
+        evidence = [diagnosis.case.to_json()] if diagnosis.case is not None else []
+        body = diagnosis.to_json(engine=__version__)
+        kept = as_kept(new_incident(), 1, body, evidence, question=question, clean=cleaner(self.settings))
+        self.incidents.put(kept, saved_by=saved_by)
+        return kept.id, self._seen(diagnosis, kept.id)
 
     def _seen(self, diagnosis: Diagnosis, incident: str) -> tuple[Seen, ...]:
         """Earlier incidents of the same cause; a store that fails here costs this list and nothing else."""

@@ -210,8 +210,7 @@ def candidates(
     found = [
         weigh(cause, facts, catalog, order, alike.get(cause.id, 0.0), more=more.get(cause.id, ()))
         for cause in catalog.causes.values()
-        if (normal or not cause.is_normal)
-        and (cause.id in more or _may_hold(cause, order, alike.get(cause.id, 0.0)))
+        if (normal or not cause.is_normal) and (cause.id in more or _may_hold(cause, order, alike.get(cause.id, 0.0)))
     ]
     found = [c for c in found if c.support > 0]
     found = _discount_suppositions(found)

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from assistant.security.roles import Principal, Role
-from assistant.store.database import Database, NotFoundError, StoreError, from_json, to_json
+from assistant.store.database import Database, NotFoundError, StoreError
 from assistant.store.schema import TOKENS
+from assistant.store.texts import from_json, to_json
 
 PREFIX = "vdg_"
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,80}")

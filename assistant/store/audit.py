@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, from_json, plain_text, to_json
+from assistant.store.database import Database
 from assistant.store.schema import AUDIT
+from assistant.store.texts import from_json, plain_text, to_json
 from tools.redaction import redact
 
 _MAX_DETAIL = 10_000
@@ -34,7 +35,25 @@ class Audit:
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Add one line; secrets in ``target`` and ``detail`` are removed."""
-        line = sa.insert(AUDIT).values(
+        line = self.line(
+            who=who, role=role, face=face, did=did, effect=effect, target=target, outcome=outcome, detail=detail
+        )
+        self._database.together(lambda connection: connection.execute(line).close())
+
+    def line(
+        self,
+        *,
+        who: str,
+        role: str,
+        face: str,
+        did: str,
+        effect: str = "reads",
+        target: str | None = None,
+        outcome: Outcome,
+        detail: Mapping[str, Any] | None = None,
+    ) -> sa.Insert:
+        """What adds the line in somebody's transaction; secrets in ``target`` and ``detail`` are removed."""
+        return sa.insert(AUDIT).values(
             at=self._database.now_ms,
             who=plain_text(who, 200),
             role=role,
@@ -45,7 +64,6 @@ class Audit:
             outcome=outcome,
             detail=_detail(detail or {}),
         )
-        self._database.together(lambda connection: connection.execute(line).close())
 
     def recent(self, limit: int = 100, who: str | None = None) -> list[dict[str, Any]]:
         """The newest lines first."""

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, plain_text
+from assistant.store.database import Database
 from assistant.store.schema import CLAIMS
+from assistant.store.texts import plain_text
 
 _MOST_KEY = 600
 _MOST_VALUE = 1024 * 1024

@@ -12,9 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, NotFoundError, StoreError, from_json, plain_text, to_json
+from assistant.store.database import Database, NotFoundError, StoreError
 from assistant.store.incidents import StaleRevisionError
 from assistant.store.schema import CONVERSATIONS
+from assistant.store.texts import from_json, plain_text, to_json
 
 #: Characters of JSON that a state may have.
 MOST_STATE = 1024 * 1024

@@ -9,7 +9,6 @@ waiting for locks and whole statements, so a database that hangs costs a few sec
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sqlite3
@@ -249,21 +248,6 @@ def open_database(settings: Settings) -> Database:
     """The database that the settings name; by default ``store.db`` in the state folder. Raises :class:`StoreError`."""
     url = settings.text("store.url") or f"sqlite:///{state_folder() / 'store.db'}"
     return Database(url, timeout_s=settings.number("store.timeout_s"))
-
-
-def plain_text(text: str, most: int) -> str:
-    """``text`` as both databases can hold it: without NUL and broken surrogates, at most ``most`` characters."""
-    return text[:most].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-
-
-def to_json(value: Any) -> str:
-    """JSON text of pure ASCII."""
-    return json.dumps(value, separators=(",", ":"), default=str)
-
-
-def from_json(text: str | None) -> Any:
-    """What :func:`to_json` wrote; None stays None."""
-    return None if text is None else json.loads(text)
 
 
 def _read_url(text: str) -> sa.URL:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, from_json
+from assistant.store.database import Database
 from assistant.store.schema import FEEDBACK, INCIDENTS
+from assistant.store.texts import from_json
 
 Helped = Literal["yes", "partly", "no"]
 #: Earlier incidents that are shown beside a new one, and rows that are read at once.

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, NotFoundError, StoreError, from_json, plain_text, to_json
+from assistant.store.database import Database, NotFoundError, StoreError
+from assistant.store.kept import Kept, as_kept
 from assistant.store.schema import ANSWERS, FEEDBACK, INCIDENTS
+from assistant.store.texts import from_json, plain_text
 
 #: Characters of JSON that one incident may have, diagnosis and evidence each.
 MAX_JSON = 8 * 1024 * 1024
-_MAX_QUESTION = 200_000
 _MAX_WORDS = 20_000
 
 Json = Mapping[str, Any]
@@ -60,6 +61,11 @@ class Incident:
     answers: tuple[Answer, ...]
 
 
+def new_incident() -> str:
+    """An id that nobody can guess."""
+    return secrets.token_hex(10)
+
+
 class Incidents:
     """The incidents of one database. Every method raises :class:`StoreError`."""
 
@@ -69,17 +75,22 @@ class Incidents:
     def save(
         self, diagnosis: Json, evidence: Sequence[Any] = (), *, question: str = "", saved_by: str = "unknown"
     ) -> str:
-        """Keep a new incident and return its id, which nobody can guess."""
-        incident = secrets.token_hex(10)
-        values = _columns(incident, 1, diagnosis, evidence)
-        values |= {"question": plain_text(question, _MAX_QUESTION), "saved_by": plain_text(saved_by, 200)}
+        """Keep a new incident and return its id."""
+        incident = new_incident()
+        self.put(as_kept(incident, 1, diagnosis, evidence, question=question), saved_by=saved_by)
+        return incident
+
+    def put(self, kept: Kept, *, saved_by: str, also: sa.Insert | None = None) -> None:
+        """Keep the first revision of an incident, and ``also`` another row: both or neither."""
+        values = {**_columns(kept), "question": kept.question, "saved_by": plain_text(saved_by, 200)}
 
         def insert(connection: sa.Connection) -> None:
             now = self._database.clock(connection)
-            connection.execute(sa.insert(INCIDENTS).values(id=incident, created_at=now, updated_at=now, **values))
+            connection.execute(sa.insert(INCIDENTS).values(id=kept.id, created_at=now, updated_at=now, **values))
+            if also is not None:
+                connection.execute(also).close()
 
         self._database.together(insert)
-        return incident
 
     def get(self, incident: str) -> Incident:
         """One incident with its answers; raises :class:`NotFoundError`."""
@@ -144,7 +155,7 @@ class Incidents:
 
         Raises :class:`StaleRevisionError` when the incident has moved on and :class:`NotFoundError`.
         """
-        values = _columns(incident, revision + 1, diagnosis, evidence)
+        values = _columns(as_kept(incident, revision + 1, diagnosis, evidence))
         with self._database.write() as connection:
             now = self._database.clock(connection)
             changed = connection.execute(
@@ -201,19 +212,10 @@ class Incidents:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
 
-def _columns(incident: str, revision: int, diagnosis: Json, evidence: Sequence[Any]) -> dict[str, Any]:
-    whole = {**diagnosis, "incident": incident, "revision": revision}
-    causes = whole.get("causes") or []
-    first = causes[0] if whole.get("verdict") == "cause" and isinstance(causes[0], Mapping) else {}
-    texts = {"diagnosis": to_json(whole), "evidence": to_json(list(evidence))}
-    for name, text in texts.items():
+def _columns(kept: Kept) -> dict[str, Any]:
+    for name, text in (("diagnosis", kept.diagnosis), ("evidence", kept.evidence)):
         if len(text) > MAX_JSON:
             raise StoreError(f"The incident's {name} is larger than {MAX_JSON // 2**20} MiB and was not saved.")
-    return {
-        "revision": revision,
-        "language": str(whole.get("language") or "en"),
-        "target": None if whole.get("target") is None else plain_text(str(whole["target"]), 2000),
-        "verdict": str(whole.get("verdict") or "unknown"),
-        "cause": first.get("id"),
-        **texts,
-    }
+    columns = asdict(kept)
+    del columns["id"], columns["question"]
+    return columns

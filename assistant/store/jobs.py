@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from assistant.store.database import Database, NotFoundError, StoreError, from_json, plain_text, to_json
+from assistant.store.database import Database, NotFoundError, StoreError
 from assistant.store.schema import JOB_LOG, JOBS
+from assistant.store.texts import from_json, plain_text, to_json
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled", "interrupted")

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from assistant.store.conversations import MOST_STATE
-from assistant.store.database import Database, StoreError, from_json, plain_text, to_json
+from assistant.store.database import Database, StoreError
 from assistant.store.schema import CLAIMS, CONVERSATIONS
+from assistant.store.texts import from_json, plain_text, to_json
 
 #: The place of an order that nobody has finished.
 WAITING = "waiting"

@@ -65,6 +65,7 @@ def _save(
 ) -> Saved:
     try:
         from assistant.store.incidents import Incidents
+        from assistant.store.kept import everywhere
         from assistant.store.opening import open_store
 
         clean = cleaner(settings)
@@ -105,22 +106,3 @@ def cleaner(settings: Settings) -> Callable[[str], str]:
 
     others = settings.yes("redact_addresses")
     return Redactor(addresses=others, emails=others).redact
-
-
-def everywhere(value: Any, clean: Callable[[str], str]) -> Any:
-    """``value`` with every text in it cleaned, keys left alone. The same text is cleaned once: names repeat a lot."""
-    done: dict[str, str] = {}
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, str):
-            found = done.get(node)
-            if found is None:
-                found = done[node] = clean(node)
-            return found
-        if isinstance(node, Mapping):
-            return {str(key): walk(part) for key, part in node.items()}
-        if isinstance(node, list | tuple):
-            return [walk(part) for part in node]
-        return node
-
-    return walk(value)

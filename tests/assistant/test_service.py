@@ -17,6 +17,7 @@ from assistant.readers import Ask, Readers, ReadersError, clean_input
 from assistant.security.roles import LOCAL, ForbiddenError, Principal, Role
 from assistant.service import QuestionError, Service, opened
 from assistant.settings import Settings, load
+from assistant.store import incidents
 from assistant.store.incidents import StaleRevisionError
 
 LOG = (Path(__file__).parents[1] / "data" / "lab" / "tp2-truncated" / "server.log").read_bytes()
@@ -263,6 +264,31 @@ def test_names_of_logs_carry_no_control_characters() -> None:
     named = clean_input(Ask(logs=(("a\x1b[31m\u202eb\n", b"x"), ("\n", b"y"))))
     assert [name for name, _ in named.logs][1] == "log 2"
     assert all(name.isprintable() for name, _ in named.logs)
+
+
+def test_an_incident_and_the_note_of_who_asked_are_kept_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(service: Service) -> None:
+        transactions: list[str] = []
+        service.database.observer = lambda kind, seconds, failed: transactions.append(kind)
+        ask = Ask(text="my key is sk-proj-Ab3dEf6hIj9lMn2pQr5tUv8x", logs=(("server.log", LOG),))
+        kept = await service.diagnose(LOCAL, ask, face="test")
+        service.database.observer = None
+        assert transactions.count("write") == 1
+        saved = service.incidents.get(kept.incident or "")
+        assert "sk-proj" not in saved.question and "sk-proj" not in str(saved.evidence)
+        assert saved.diagnosis["causes"] and saved.evidence[0]["language"]
+        (line,) = service.audit.recent()
+        assert (line["did"], line["outcome"], line["detail"]["bytes"]) == ("diagnose", "done", len(LOG))
+
+        monkeypatch.setattr(incidents, "MAX_JSON", 100)
+        lost = await service.diagnose(LOCAL, ask, face="test")
+        assert lost.incident is None and "larger than" in lost.not_saved and lost.diagnosis.verdict
+        assert [line["outcome"] for line in service.audit.recent()] == ["done", "done"]
+        assert len(service.incidents.recent()) == 1
+
+    running(settings, work)
 
 
 def test_a_call_of_the_store_that_is_cancelled_as_it_ends_is_cancelled(settings: Settings) -> None:
