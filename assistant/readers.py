@@ -20,6 +20,7 @@ from assistant import __version__
 from assistant.reading_process import abandoned_when, stop_if_abandoned
 
 if TYPE_CHECKING:
+    from assistant.diagnosis.collecting import Collected
     from assistant.diagnosis.diagnose import Engine
     from assistant.diagnosis.model import Case, Diagnosis, Language
     from assistant.reading_process import ReadingProcess
@@ -41,7 +42,8 @@ class ReadersError(Exception):
 class Ask:
     """One incident as it reaches a server: words, log contents by name, and what a person already answered.
 
-    ``readings`` is what tools found out about it elsewhere, a live server's metrics for example.
+    ``readings`` is what tools found out about it elsewhere, a live server's metrics for example, and ``collected`` the
+    logs that were fetched where a target keeps them.
     """
 
     text: str = ""
@@ -51,6 +53,7 @@ class Ask:
     target: str | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
     readings: tuple[Reading, ...] = ()
+    collected: tuple[Collected, ...] = ()
 
 
 def clean_input(ask: Ask) -> Ask:
@@ -59,7 +62,7 @@ def clean_input(ask: Ask) -> Ask:
 
     if len(ask.logs) > MOST_LOGS:
         raise ReadersError(f"{len(ask.logs)} logs were given; at most {MOST_LOGS} are read as one incident.")
-    if not ask.text.strip() and not ask.logs and not ask.readings:
+    if not ask.text.strip() and not ask.logs and not ask.readings and not ask.collected:
         raise ReadersError("Nothing was given; send a question, a log, or the name of a target.")
     logs = tuple((clean(name).strip()[:200] or f"log {place}", data) for place, (name, data) in enumerate(ask.logs, 1))
     return replace(ask, logs=logs)
@@ -317,7 +320,8 @@ def _pack(ask: Ask, case: dict[str, Any] | None, incident: str | None, deadline_
     clean = Redactor(addresses=True, emails=True).redact
     try:
         read = _case_of(ask, deadline_s) if case is None else case_from_json(case)
-        return pack(read, _ready(), clean, logs=ask.logs, incident=incident)
+        logs = (*ask.logs, *((log.name, log.data) for log in ask.collected))
+        return pack(read, _ready(), clean, logs=logs, incident=incident)
     except (KeyError, TypeError) as error:
         raise ReadersError(f"The incident was saved in a form that cannot be read back ({error!r}).") from None
     except BundleError as error:
@@ -329,11 +333,13 @@ def _case_of(ask: Ask, deadline_s: float) -> Case:
     from tools.logs import LogInput, ReadOptions, recognise
 
     engine = _ready()
+    logs = [LogInput(name=name, data=data, kind=recognise(name, data[:_HEAD])) for name, data in ask.logs]
+    logs += [LogInput(name=log.name, data=log.data, broke_off=log.broke_off) for log in ask.collected]
     try:
         case, _ = read_case(
             engine.catalog,
             text=ask.text,
-            logs=[LogInput(name=name, data=data, kind=recognise(name, data[:_HEAD])) for name, data in ask.logs],
+            logs=logs,
             options=ReadOptions(deadline_s=deadline_s, progress=stop_if_abandoned),
             language=ask.language,
             vllm_version=ask.vllm_version,

@@ -280,16 +280,18 @@ class Service:
         return server_of(self.targets)
 
     async def _looked(self, ask: Ask, principal: Principal, face: str) -> tuple[Ask, ServerWindow | None]:
-        """The question with what its target and the target's node show over some seconds, and the window that was seen."""
+        """The question with what its target shows: metrics over some seconds, its node, its logs; and the window seen."""
         if ask.target is None or not ask.target.strip():
             return ask, None
+        from assistant.diagnosis.collecting import collect
         from assistant.nodes.looking import audited, read_target_and_node
 
-        note = audited(self.audit, principal, face)
-        reading, window = await read_target_and_node(
-            self.target(ask.target), self.policy, self.settings, window_s=LOOK_S, note=note
+        target, note = self.target(ask.target), audited(self.audit, principal, face)
+        (reading, window), (beside, logs) = await asyncio.gather(
+            read_target_and_node(target, self.policy, self.settings, window_s=LOOK_S, note=note),
+            collect(target, self.policy),
         )
-        return replace(ask, readings=(*ask.readings, reading)), window
+        return replace(ask, readings=(*ask.readings, reading, beside), collected=(*ask.collected, *logs)), window
 
     async def job(self, principal: Principal, job: str) -> Job:
         """A job of ``principal``'s own, or any job for an admin; raises ``NotFoundError`` for every other."""

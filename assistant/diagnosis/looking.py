@@ -49,7 +49,7 @@ def looked_at(target: Target, policy: Policy, options: ReadOptions) -> Iterator[
     if not target.logs:
         yield Found(Reading(), (), 0, 0)
         return
-    sources, allowances, reading = _sources(target)
+    sources, allowances, reading = sources_of(target)
     bounds = Bounds(_aware(options.since), _aware(options.until), deadline_s=options.deadline_s)
     logs: list[LogInput] = []
     answered = 0
@@ -73,7 +73,11 @@ def looked_at(target: Target, policy: Policy, options: ReadOptions) -> Iterator[
         yield Found(reading, tuple(logs), len(target.logs), answered)
 
 
-def _sources(target: Target) -> tuple[list[Source], list[Allowance], Reading]:
+def sources_of(target: Target) -> tuple[list[Source], list[Allowance], Reading]:
+    """The places of ``target.logs`` that are asked over a connection, what they need to be reached, and what is wrong.
+
+    Raises ``SettingsError`` where a credential that the target names is not there.
+    """
     from tools.addresses import AddressError
     from tools.sources.base import SourceFailedError
 

@@ -150,6 +150,8 @@ class _Collector:
                     )
                     reader.run.truncated = True
                     return True
+            if source.broke_off:
+                raise SourceError(source.broke_off)
         except SourceError as error:
             self._missed.append((source.name, str(error)))
             reader.run.truncated = True

@@ -19,6 +19,7 @@ class LogInput:
     """One source of lines: a file (``path``; "-" is standard input), bytes already in memory, or an open ``stream``.
 
     ``pasted`` says that the bytes are a person's message, which may hold prose beside log lines and is an excerpt.
+    ``broke_off`` says why there was more than ``data``, where whoever fetched it did not get to its end.
     """
 
     name: str
@@ -27,6 +28,7 @@ class LogInput:
     pasted: bool = False
     kind: InputKind = "log"
     stream: Callable[[], IO[bytes]] | None = None
+    broke_off: str = ""
 
     def __post_init__(self) -> None:
         if [self.path, self.data, self.stream].count(None) != 2:
