@@ -289,7 +289,7 @@ class Service:
         target, note = self.target(ask.target), audited(self.audit, principal, face)
         (reading, window), (beside, logs) = await asyncio.gather(
             read_target_and_node(target, self.policy, self.settings, window_s=LOOK_S, note=note),
-            collect(target, self.policy),
+            collect(target, self.policy, deadline_s=self.settings.number("outbound.deadline_s")),
         )
         return replace(ask, readings=(*ask.readings, reading, beside), collected=(*ask.collected, *logs)), window
 

@@ -45,8 +45,11 @@ class Collected:
     broke_off: str = ""
 
 
-async def collect(target: Target, policy: Policy) -> tuple[Reading, tuple[Collected, ...]]:
-    """What all places of ``target.logs`` hold: facts, and logs of the last hours. What cannot be had is ``not_measured``."""
+async def collect(target: Target, policy: Policy, *, deadline_s: float = 30.0) -> tuple[Reading, tuple[Collected, ...]]:
+    """What all places of ``target.logs`` hold: facts, and logs of the last hours. What cannot be had is ``not_measured``.
+
+    No place is asked for longer than ``deadline_s`` at a time.
+    """
     if not target.logs:
         return Reading(), ()
     try:
@@ -56,7 +59,7 @@ async def collect(target: Target, policy: Policy) -> tuple[Reading, tuple[Collec
     files = [path for access in target.logs if access.kind == "files" for path in access.paths]
     allowed = policy.allowing(*allowances)
     fetched = await asyncio.gather(
-        asyncio.to_thread(_read_files, files), *(_collect_one(source, allowed) for source in sources)
+        asyncio.to_thread(_read_files, files), *(_collect_one(source, allowed, deadline_s) for source in sources)
     )
     logs: list[Collected] = []
     for found, held in fetched:
@@ -65,10 +68,11 @@ async def collect(target: Target, policy: Policy) -> tuple[Reading, tuple[Collec
     return reading, tuple(logs)
 
 
-async def _collect_one(source: Source, policy: Policy) -> tuple[Reading, list[Collected]]:
+async def _collect_one(source: Source, policy: Policy, deadline_s: float) -> tuple[Reading, list[Collected]]:
     """One place, over the longest window that comes to its end in time."""
     reading, logs = Reading(), list[Collected]()
-    for back, seconds in WINDOWS:
+    for back, most_s in WINDOWS:
+        seconds = min(most_s, deadline_s)
         bounds = Bounds(datetime.now(UTC) - back, deadline_s=seconds, max_bytes=MOST_BYTES)
         began = time.monotonic()
         try:

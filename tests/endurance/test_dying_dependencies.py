@@ -218,7 +218,9 @@ def slow_unless_quick(failures: tuple[str, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize("failure", slow_unless_quick(FAILURES))
-@pytest.mark.parametrize(("dependency", "target"), [("prometheus", "by-prometheus"), ("server", "live")])
+@pytest.mark.parametrize(
+    ("dependency", "target"), [("prometheus", "by-prometheus"), ("server", "live"), ("loki", "by-loki")]
+)
 def test_every_face_answers_when_what_it_looks_at_fails(site: Site, dependency: str, target: str, failure: str) -> None:
     broken = site.failing[dependency]
     broken.become(failure)
@@ -227,13 +229,15 @@ def test_every_face_answers_when_what_it_looks_at_fails(site: Site, dependency: 
     assert broken.asked - before >= len(FACES), "somebody did not even look"
     for face, text in zip(FACES, told, strict=True):
         # Or in words alone: what came instead of metrics.
-        named = re.search(rf"127.0.0.1:{broken.port}|Prometheus|web page came back|no metrics page|none of vLLM", text)
+        named = re.search(
+            rf"127.0.0.1:{broken.port}|Prometheus|Loki|web page came back|no metrics page|none of vLLM", text
+        )
         assert named, (face, text[:3000])
 
 
 @pytest.mark.parametrize("failure", slow_unless_quick(FAILURES))
 def test_logs_that_cannot_be_fetched_cost_their_lines_and_not_the_answer(site: Site, failure: str) -> None:
-    """Only the command line reads a target's logs where they are kept."""
+    """What the command line says of them; the other faces are asked above."""
     site.failing["loki"].become(failure)
     status, out, err = site.command("ask", QUESTION, "--target", "by-loki", "-o", "json", "--deadline", str(DEADLINE_S))
     assert status == 0, err

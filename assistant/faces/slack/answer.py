@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from knowledge.catalog import Catalog
 
 #: Evidence, things to save and choices that stand in the message itself; the rest is in the full report.
-MOST_QUOTES, MOST_SAVED, MOST_BUTTONS = 3, 2, 6
+MOST_QUOTES, MOST_SAVED, MOST_BUTTONS, MOST_MISSED = 3, 2, 6, 2
 _MARKS = {"cause": "🔴", "healthy": "✅", "unknown": "🔎"}
 
 
@@ -88,6 +88,8 @@ def answer_message(diagnosis: Diagnosis, catalog: Catalog, shown: Shown) -> tupl
         start.insert(1, quiet(shown.asked))
     for note in (*shown.notes, *diagnosis.notes)[:6]:
         middle.append(quiet(cut(f"ℹ️ {note}", 400)))
+    if diagnosis.target and diagnosis.not_measured:
+        middle.append(quiet(cut(f"⚠️ {_not_measured(diagnosis, catalog)}", 400)))
     end: list[Piece] = []
     if shown.helped:
         end.append(quiet(shown.helped))
@@ -97,6 +99,16 @@ def answer_message(diagnosis: Diagnosis, catalog: Catalog, shown: Shown) -> tupl
         end += _buttons(diagnosis, catalog, shown)
     text = f"{mark} {diagnosis.summary}" if not shown.place or finding is None else f"{mark} {finding.title}"
     return fitted(start, middle, end), text
+
+
+def _not_measured(diagnosis: Diagnosis, catalog: Catalog) -> str:
+    """What of a target could not be seen; the reasons of all of it are in the full report."""
+    lang = diagnosis.language
+    missed = [f"{what} ({why})" for what, why in diagnosis.not_measured[:MOST_MISSED]]
+    more = len(diagnosis.not_measured) - len(missed)
+    if more:
+        missed.append(catalog.word("slack-more", lang, n=more))
+    return f"{catalog.word('heading-not-measured', lang)}{_colon(lang)}{('；' if lang == 'zh' else '; ').join(missed)}"
 
 
 def finding_at(diagnosis: Diagnosis, place: int) -> Finding | None:
