@@ -169,22 +169,34 @@ def environment() -> Environment:
 
 def _ticks(text: str) -> Markup:
     """A sentence of ours, with `what stands in back-ticks` as code."""
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
-    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 (escaped before)
+    return Markup(re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(_with_whole_flags(text))))  # noqa: S704 (escaped before)
+
+
+#: A flag, which browsers break behind each hyphen.
+_FLAG = re.compile(r"(?<![\w&-])--[a-z0-9]+(?:-[a-z0-9]+)*(?![\w-])", re.IGNORECASE)
 
 
 def _marked(command: str, pieces: tuple[str, ...] | None) -> Markup:
-    """A command with its new pieces marked."""
-    from markupsafe import Markup, escape
+    """A command with its new pieces marked, and with flags that a narrow page does not break at their hyphens."""
+    from markupsafe import Markup
 
     wanted = sorted({piece for piece in pieces or () if piece}, key=len, reverse=True)
     if not wanted:
-        return escape(command)
+        return _with_whole_flags(command)
     parts = re.split("(" + "|".join(re.escape(piece) for piece in wanted) + ")", command)
     return Markup("").join(
-        Markup("<mark>{}</mark>").format(part) if part in wanted else escape(part) for part in parts if part
+        Markup("<mark>{}</mark>").format(_with_whole_flags(part)) if part in wanted else _with_whole_flags(part)
+        for part in parts
+        if part
     )
+
+
+def _with_whole_flags(text: str) -> Markup:
+    from markupsafe import Markup, escape
+
+    return Markup(_FLAG.sub(r'<span class="flag">\g<0></span>', str(escape(text))))  # noqa: S704 (escaped before)
 
 
 _TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
