@@ -6,13 +6,17 @@ closes each connection with the answer, so that the next request finds another.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
+import socket
 import time
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+
+from assistant import own_log
 
 if TYPE_CHECKING:
     from assistant.faces.app import Shared
@@ -38,6 +42,11 @@ class Draining(uvicorn.Server):
         self._until = time.monotonic() + drain_s
         self._captured_signals.append(sig)
         self._shared.drain()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what there is, and then the log of it: uvicorn ends the process by the signal that it got."""
+        await super().shutdown(sockets)
+        await asyncio.to_thread(own_log.end)
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the server."""

@@ -8,19 +8,23 @@ import http.client
 import io
 import json
 import logging
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from assistant import own_log
 from assistant.observability import Metrics
-from tests.assistant.faces.serving import Served, sample, served
+from tests.assistant.faces.serving import Served, environment, sample, served
 
 ROOT = Path(__file__).parents[3]
 LOG = (ROOT / "tests" / "data" / "lab" / "tp2-truncated" / "server.log").read_text("utf-8")
@@ -231,3 +235,48 @@ def test_a_cause_that_the_catalogue_does_not_have_is_no_label() -> None:
     metrics.request("/v1/diagnoses", "X" * 50, 200, 0.1)
     page = metrics.page()[0].decode()
     assert all(cause not in page for cause in catalog.causes) and "XXX" not in page
+
+
+def test_a_log_that_nobody_reads_keeps_nobody_waiting_and_says_what_is_missing(tmp_path: Path) -> None:
+    few = 300
+    program = (
+        f"from assistant import own_log; own_log.MOST_QUEUED = {few}; from assistant.faces.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", program, "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            address = process.stderr.readline().split()[-1].decode()
+            with httpx.Client(base_url=address, timeout=20) as client:
+                for _ in range(few + 1200):  # a pipe holds some hundred lines besides
+                    assert client.get("/v1/nothing").status_code == 404
+                first = os.read(process.stderr.fileno(), 1 << 20)
+                while first.count(b"\n") < few:
+                    first += os.read(process.stderr.fileno(), 1 << 20)
+                assert client.get("/v1/nothing").status_code == 404
+            process.send_signal(signal.SIGTERM)
+            rest = process.stderr.read()
+            assert process.wait(30) == -signal.SIGTERM  # as uvicorn ends whom a signal told to
+        finally:
+            process.kill()
+    lines = [json.loads(line) for line in (first + rest).splitlines() if line.startswith(b"{")]
+    (lost,) = [line for line in lines if "were lost" in line["message"]]
+    requests = [line for line in lines if line["message"] == "request"]
+    assert int(lost["message"].split()[0]) + len(requests) == few + 1201
+
+
+def test_a_server_whose_log_nobody_reads_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    program = (
+        "import os, sys; from assistant import own_log; own_log.begin('json')\n"
+        "for _ in range(10000): own_log.REQUESTS.info('request')\n"
+        "print('done', flush=True)"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=write, timeout=30, check=False
+        )
+    finally:
+        os.close(read)
+        os.close(write)
+    assert (done.returncode, done.stdout) == (0, b"done\n")
