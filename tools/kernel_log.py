@@ -1,4 +1,7 @@
-"""The newest lines of the kernel's log, from /dev/kmsg, without following it."""
+"""The newest lines of the kernel's log, from /dev/kmsg, without following it.
+
+Stands alone (standard library, Python 3.9), as everything that launchers bring to nodes: hence no slots.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _MOST_RECORDS = 200_000
 _RECORD = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KernelLog:
     """``lines`` oldest first, without their prefix; ``why`` says why there are none."""
 

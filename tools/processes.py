@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.proc import PROC as PROC
+from tools.proc import read as read
 from tools.redaction import clean, redact
 
-PROC = Path("/proc")
 #: Command lines of a server's own process: `vllm serve`, and the older module entry points.
 _SERVES = re.compile(r"(?:^|/)vllm\s+serve\b|vllm\.entrypoints\.(?:openai\.api_server|cli\.main|api_server)\b")
 #: Titles that vLLM gives its processes (set_process_title in vllm/utils/system_utils.py, 0.10 to 0.33).
 _TITLE = re.compile(r"^VLLM::(?P<name>\S+)")
-_MOST = 64 << 10
 #: Bytes of a log's end that are kept.
 _LOG_TAIL = 256 << 10
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -64,15 +64,6 @@ class Server:
     @property
     def processes(self) -> tuple[Process, ...]:
         return (self.main, *self.below)
-
-
-def read(path: Path | str, most: int = _MOST) -> str:
-    """A file's text up to ``most`` bytes, or nothing where it cannot be read."""
-    try:
-        with Path(path).open("rb") as handle:
-            return handle.read(most).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def process(pid: int) -> Process | None:

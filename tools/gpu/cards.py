@@ -1,4 +1,7 @@
-"""The state of every NVIDIA card of this machine, as plain data."""
+"""The state of every NVIDIA card of this machine, as plain data.
+
+Stands alone (standard library, Python 3.9), as everything that launchers bring to nodes: hence no slots.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tools.gpu.nvml import GpuLostError, Nvml
+from tools.proc import PROC, read
 
 #: Bits of nvmlDeviceGetCurrentClocksEventReasons that slow a busy card down against its will (nvml.h): software power
 #: cap, hardware slowdown, software and hardware thermal slowdown, power brake.
@@ -18,7 +22,7 @@ NVLINK_LINK = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 50.0}
 _MOST_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Holder:
     """A process that holds memory of a GPU. ``alive`` is False where it is not seen in our /proc."""
 
@@ -29,7 +33,7 @@ class Holder:
     alive: bool | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class Card:
     """One card; None is "it does not say". Memory in bytes, clocks in MHz, power in W, temperature in Celsius."""
 
@@ -61,15 +65,15 @@ class Card:
     lost: str = ""
 
 
-@dataclass(slots=True)
+@dataclass
 class Machine:
-    """All cards with what is common to them. ``p2p`` maps pairs to the status of reading each other's memory."""
+    """All cards with what is common to them. ``p2p`` says of pairs ("0-1") whether they read each other's memory."""
 
     driver: str = ""
     cuda: tuple[int, int] | None = None
     cards: list[Card] = field(default_factory=list)
-    p2p: dict[tuple[int, int], bool] = field(default_factory=dict)
-    levels: dict[tuple[int, int], int] = field(default_factory=dict)
+    p2p: dict[str, bool] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
 
 
 def read_machine(nvml: Nvml) -> Machine:
@@ -98,10 +102,10 @@ def read_machine(nvml: Nvml) -> Machine:
             if a < b:
                 status = nvml.ask("nvmlDeviceGetP2PStatus", first, second, read_index)
                 if status is not None:
-                    machine.p2p[a, b] = int(status) == 0
+                    machine.p2p[f"{a}-{b}"] = int(status) == 0
                 level = nvml.ask("nvmlDeviceGetTopologyCommonAncestor", first, second)
                 if level is not None:
-                    machine.levels[a, b] = int(level)
+                    machine.levels[f"{a}-{b}"] = int(level)
     return machine
 
 
@@ -185,18 +189,23 @@ def _fabric(nvml: Nvml, handle: Any) -> str | None:
 
 def read_holders(nvml: Nvml, handle: Any, index: int) -> tuple[Holder, ...]:
     """Who holds memory of a card. In a container NVML may list nobody, or numbers of the host's processes."""
-    from tools.processes import process
-
     found: list[Holder] = []
     for function in ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"):
         for entry in nvml.ask(function, handle) or ():
             pid = int(entry.pid)
             if any(h.pid == pid for h in found):
                 continue
-            seen = process(pid)
-            name = " ".join(seen.command)[:120] if seen else _text(nvml.ask("nvmlSystemGetProcessName", pid))
-            found.append(Holder(index, pid, name or "?", int(entry.usedGpuMemory or 0), seen is not None))
+            name = _command(pid)
+            alive = bool(name)
+            name = name or _text(nvml.ask("nvmlSystemGetProcessName", pid))
+            found.append(Holder(index, pid, name or "?", int(entry.usedGpuMemory or 0), alive))
     return tuple(found)
+
+
+def _command(pid: int) -> str:
+    """The command line of a process, or its short name where it has none; nothing where /proc does not show it."""
+    words = [word for word in read(PROC / str(pid) / "cmdline").rstrip("\0 ").split("\0") if word]
+    return " ".join(words)[:120] or read(PROC / str(pid) / "stat").rpartition(")")[0].partition("(")[2]
 
 
 def link_gb_per_s(machine: Machine) -> float | None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
-from tools.gpu.cards import Card, Machine, link_gb_per_s, read_machine
-from tools.gpu.nvml import NoNvmlError, opened
-from tools.kernel_log import kernel_log
-from tools.processes import PROC, interpreter, read
+from tools.gpu.cards import Card, Machine, link_gb_per_s
+from tools.gpu.facts import AmdCards, GpuFacts, Unusable, gather, torch_cuda_of
+from tools.processes import PROC, interpreter
 from tools.registry import Context, action
 from tools.sanity.choose import find_server
 from tools.sanity.results import Asked, Report, Sheet
 
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([^)]{1,60})\): (\d{1,3})\b")
 #: The oldest driver for each CUDA major version (CUDA Toolkit release notes, table of minor version compatibility).
 OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 #: vLLM's own kernels are built from compute capability 7.0 on, and 7.5 from 0.12 (its installation page).
 _OLDEST_CAPABILITY = (7, 0)
-_TORCH_CUDA = re.compile(r"^cuda(?:: [^=]+)? = '([\d.]+)'", re.MULTILINE)
 
 
 class GpuInput(Asked):
@@ -38,91 +35,67 @@ def look(given: GpuInput, module: Any = None) -> Report:
     """The whole check. ``module`` stands in for pynvml in tests."""
     sheet = Sheet("check_gpu", given.lang)
     server = find_server(given.pid)
-    events = _kernel(sheet)
-    try:
-        with opened(module) as nvml:
-            machine = read_machine(nvml)
-    except NoNvmlError as error:
-        _without_nvml(sheet, error)
-        _amd(sheet)
-        return sheet.report()
-    _driver(sheet, machine, server.main.pid if server else None)
+    found = gather(module, _torch_cuda(server.main.pid if server else None))
+    judge(sheet, found, {process.pid for process in server.processes} if server else set())
+    return sheet.report()
+
+
+def judge(sheet: Sheet, found: GpuFacts, own: Collection[int] = ()) -> None:
+    """Rows and facts for what was found; ``own`` are the processes that may hold memory."""
+    _kernel(sheet, found)
+    if found.amd is not None:
+        _amd(sheet, found.amd)
+    machine = found.machine
+    if machine is None:
+        _without_nvml(sheet, found.unusable or Unusable("?"))
+        return
+    _driver(sheet, machine, found.torch_cuda)
     for card in machine.cards:
-        _card(sheet, card, server.processes if server else ())
+        _card(sheet, card, own)
     _pairs(sheet, machine)
     sheet.fact("gpu.count", len(machine.cards))
     if machine.cards:
         sheet.fact("gpu.name", machine.cards[0].name)
-    if not events:
+    if not found.events and not found.no_log:
         sheet.add("gpu.xid", "ok", 0)
-    return sheet.report()
 
 
-def _kernel(sheet: Sheet) -> int:
-    """Xid events of the kernel's log; the newest of each kind. Returns how many were seen."""
+def _kernel(sheet: Sheet, found: GpuFacts) -> None:
+    """Xid events of the kernel's log; the newest of each kind."""
     from knowledge.catalog import load
 
-    log = kernel_log()
-    if log.why and not log.lines:
-        sheet.add("gpu.xid", "unknown", why=log.why)
-        sheet.unknown("gpu.xid", log.why)
-        return -1
-    newest: dict[tuple[str, int], str] = {}
-    for line in log.lines:
-        if found := _XID.search(line):
-            newest[found[1], int(found[2])] = line
+    if found.no_log:
+        sheet.add("gpu.xid", "unknown", why=found.no_log)
+        sheet.unknown("gpu.xid", found.no_log)
+        return
     events = load().gpu_events
-    for (bus, number), line in list(newest.items())[-8:]:
-        event = events.get(f"xid-{number}")
+    for seen in found.events:
+        event = events.get(f"xid-{seen.number}")
         meaning = f"{event.name}: {event.meaning[sheet.lang]}" if event else ""
-        sheet.add("gpu.xid", "bad", number, quote=line, bus=bus, meaning=meaning)
-        sheet.fact("gpu.xid", number, line)
-    return len(newest)
+        sheet.add("gpu.xid", "bad", seen.number, quote=seen.line, bus=seen.bus, meaning=meaning)
+        sheet.fact("gpu.xid", seen.number, seen.line)
 
 
-def _without_nvml(sheet: Sheet, error: NoNvmlError) -> None:
-    """There is no usable NVML: no GPU at all, a driver that is not loaded, or a container that got none."""
-    nodes = sorted(node.name for node in Path("/dev").iterdir() if re.fullmatch(r"nvidia\d+|kfd|accel\d+", node.name))
-    loaded = Path("/proc/driver/nvidia/version").exists()
-    pci = [
-        path.name
-        for path in Path("/sys/bus/pci/devices").glob("*")
-        if read(path / "vendor", 16).strip() == "0x10de" and read(path / "class", 16).startswith(("0x0302", "0x0300"))
-    ]
-    looked = "NVML, /dev, /proc/driver/nvidia, PCI"
-    if pci or loaded or any(name.startswith("nvidia") for name in nodes):
-        sheet.add("gpu.driver", "bad", detail=str(error), cards=len(pci), nodes=", ".join(nodes) or "-")
+def _without_nvml(sheet: Sheet, seen: Unusable) -> None:
+    if seen.pci or seen.driver or any(name.startswith("nvidia") for name in seen.files):
+        sheet.add("gpu.driver", "bad", detail=seen.why, cards=seen.pci, nodes=", ".join(seen.files) or "-")
     else:
-        sheet.add("gpu.none", "note", looked=looked, detail=str(error))
-        sheet.fact("gpu.count", 0, str(error))
+        sheet.add("gpu.none", "note", looked="NVML, /dev, /proc/driver/nvidia, PCI", detail=seen.why)
+        sheet.fact("gpu.count", 0, seen.why)
 
 
-def _amd(sheet: Sheet) -> None:
-    """AMD cards through amdsmi, where it is installed; the kernel's own list otherwise."""
-    if not Path("/dev/kfd").exists():
-        return
-    try:
-        import amdsmi
-    except (ImportError, OSError, KeyError):
+def _amd(sheet: Sheet, seen: AmdCards) -> None:
+    if not seen.installed:
         sheet.add("gpu.amd", "unknown")
-        return
-    try:
-        amdsmi.amdsmi_init()
-        try:
-            for number, handle in enumerate(amdsmi.amdsmi_get_processor_handles()):
-                board = amdsmi.amdsmi_get_gpu_asic_info(handle)
-                used = amdsmi.amdsmi_get_gpu_vram_usage(handle)
-                sheet.add("gpu.card", "ok", f"{number}: {board.get('market_name', '?')}, {used.get('vram_used')} / {used.get('vram_total')} MiB")  # fmt: skip
-        finally:
-            amdsmi.amdsmi_shut_down()
-    except amdsmi.AmdSmiException as error:
-        sheet.add("gpu.driver", "bad", detail=str(error), cards=0, nodes="/dev/kfd")
+    for line in seen.lines:
+        sheet.add("gpu.card", "ok", line)
+    if seen.error:
+        sheet.add("gpu.driver", "bad", detail=seen.error, cards=0, nodes="/dev/kfd")
 
 
-def _driver(sheet: Sheet, machine: Machine, pid: int | None) -> None:
+def _driver(sheet: Sheet, machine: Machine, wanted: tuple[int, int] | None) -> None:
     sheet.fact("gpu.driver", machine.driver)
     shown = f"{machine.driver}, CUDA {machine.cuda[0]}.{machine.cuda[1]}" if machine.cuda else machine.driver
-    wanted = _torch_cuda(pid)
     driver = tuple(int(part) for part in re.findall(r"\d+", machine.driver)[:3])
     oldest = OLDEST_DRIVER.get(wanted[0]) if wanted else None
     if wanted and oldest and driver and driver < oldest:
@@ -140,18 +113,15 @@ def _torch_cuda(pid: int | None) -> tuple[int, int] | None:
     if pid is None or (python := interpreter(pid)) is None:
         return None
     library = PROC / str(pid) / "root" / str(python.parent.parent)[1:]
-    for path in library.glob("lib*/python3*/*-packages/torch/version.py"):
-        if found := _TORCH_CUDA.search(read(path)):
-            major, _, minor = found[1].partition(".")
-            return int(major), int(minor.partition(".")[0] or 0)
-    return None
+    found = (torch_cuda_of(path) for path in library.glob("lib*/python3*/*-packages/torch/version.py"))
+    return next((version for version in found if version is not None), None)
 
 
 def _gib(size: int | None) -> float | None:
     return None if size is None else round(size / 2**30, 1)
 
 
-def _card(sheet: Sheet, card: Card, processes: tuple[Any, ...]) -> None:
+def _card(sheet: Sheet, card: Card, own: Collection[int]) -> None:
     at = f"GPU {card.index}"
     if card.lost:
         sheet.add("gpu.lost", "bad", at, detail=card.lost)
@@ -164,7 +134,6 @@ def _card(sheet: Sheet, card: Card, processes: tuple[Any, ...]) -> None:
         sheet.add("gpu.card", "bad", line)
     else:
         sheet.add("gpu.card", "ok", line)
-    own = {process.pid for process in processes}
     others = [holder for holder in card.holders if holder.pid not in own]
     if others:
         taken = sum(holder.bytes for holder in others)
@@ -211,7 +180,7 @@ def _health(sheet: Sheet, card: Card, at: str) -> None:
 def _pairs(sheet: Sheet, machine: Machine) -> None:
     if len(machine.cards) < 2:
         return
-    shut = [f"{a}-{b}" for (a, b), works in machine.p2p.items() if not works]
+    shut = [pair for pair, works in machine.p2p.items() if not works]
     if shut:
         sheet.add("gpu.p2p", "note", ", ".join(shut[:12]))
         sheet.fact("gpu.p2p_missing", len(shut), ", ".join(shut[:12]))

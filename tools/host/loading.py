@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tools.host.check import View, argument, file_system, files_of_model, read_mounts
+from tools.host.check import View, argument, files_of_model
+from tools.host.facts import file_system, read_mounts
 from tools.processes import Server, log_tail
 from tools.registry import ActionError, Context, action
 from tools.sanity.choose import find_server, only_here

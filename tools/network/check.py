@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from pydantic import Field
 
-from tools.network.interfaces import Interface, candidates, in_network_of, interfaces
+from tools.network.facts import CHOSEN, HUB_S, PROXIES, Hub, NetworkFacts, hub_of, measure, offline
+from tools.network.interfaces import candidates, in_network_of
 from tools.outbound import AddressError, Allowance, Limits, Outbound, OutboundError
 from tools.pinned import addresses_of_name, source_address
 from tools.processes import PROC, Server, listeners, process, read, same_namespace
@@ -19,29 +20,11 @@ from tools.registry import Context, action
 from tools.sanity.choose import find_server
 from tools.sanity.results import Asked, Report, Sheet, Status, plain
 
-#: Where vLLM's get_ip() points its socket (vllm/utils/network_utils.py, 0.32.0); nothing is sent there.
-_AFAR = ("8.8.8.8", "2001:4860:4860::8888")
-#: Seconds for the name and the connection of the hub; all checks together are to take less than two.
-_HUB_S = 1.2
-_VARIABLES = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_IB_HCA")  # fmt: skip
-_PROXIES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
-
 
 class NetworkInput(Asked):
     """Looks at the network of this machine or of the server's container."""
 
     hub: bool = Field(True, description="also try to reach the model hub")
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What was measured inside one network namespace."""
-
-    rows: list[Interface]
-    host: str
-    resolved: list[str] | None
-    error: str
-    address: str | None
 
 
 @action(name="check_network", title="Network of this node", effect="reads", deadline_s=20)
@@ -53,30 +36,35 @@ async def check_network(given: NetworkInput, context: Context) -> Report:
     environment: Mapping[str, str] = server.environment if server else os.environ
     hub = asyncio.create_task(_hub(environment, context)) if given.hub else None
     try:
-        seen = await asyncio.to_thread(_look, sheet, server)
-        _interfaces(sheet, seen)
-        _address(sheet, seen, environment)
-        _host_name(sheet, seen)
-        _chosen_names(sheet, seen, environment)
+        seen = await asyncio.to_thread(_look, sheet, server, environment)
         await asyncio.to_thread(_ports, sheet, server)
-        _proxies(sheet, environment)
-        _rdma(sheet)
     finally:
-        if hub is not None:
-            status, value, detail = await hub
-    if hub is not None:
-        sheet.add("net.hub", status, value, detail=detail)
-        if status in ("ok", "bad"):
-            sheet.fact("hub.reachable", "yes" if status == "ok" else "no", detail)
+        reached = await hub if hub is not None else None
+    judge(sheet, replace(seen, hub=reached))
     return sheet.report()
 
 
-def _look(sheet: Sheet, server: Server | None) -> Seen:
+def judge(sheet: Sheet, seen: NetworkFacts) -> None:
+    """Rows and facts for what was found. Raises ``ValueError`` where an address is none."""
+    _interfaces(sheet, seen)
+    _address(sheet, seen)
+    _host_name(sheet, seen)
+    _chosen_names(sheet, seen)
+    _proxies(sheet, seen.environment)
+    _rdma(sheet, seen)
+    if seen.hub is not None:
+        status: Status = "ok" if seen.hub.status == "ok" else "bad" if seen.hub.status == "bad" else "skipped"
+        sheet.add("net.hub", status, seen.hub.url, detail=seen.hub.detail)
+        if status != "skipped":
+            sheet.fact("hub.reachable", "yes" if status == "ok" else "no", seen.hub.detail)
+
+
+def _look(sheet: Sheet, server: Server | None, environment: Mapping[str, str]) -> NetworkFacts:
     """Measured in the server's own network where that is another one and may be entered, here otherwise."""
     if server is not None and same_namespace(server.main.pid, "net") is False:
         pid = server.main.pid
         root = PROC / str(pid) / "root"
-        seen = in_network_of(pid, lambda: _measure(root / "sys/class/net"))
+        seen = in_network_of(pid, lambda: _measure(environment, root / "sys/class/net"))
         if seen is not None:
             sheet.where = "server"
             return _with_hosts_of(seen, root, server.environment)
@@ -84,22 +72,15 @@ def _look(sheet: Sheet, server: Server | None) -> Seen:
     elif server is not None:
         sheet.where = "server"
         if same_namespace(server.main.pid, "mnt") is False:
-            return _with_hosts_of(_measure(), PROC / str(server.main.pid) / "root", server.environment)
-    return _measure()
+            return _with_hosts_of(_measure(environment), PROC / str(server.main.pid) / "root", server.environment)
+    return _measure(environment)
 
 
-def _measure(sys_net: Path = Path("/sys/class/net")) -> Seen:
-    host = os.uname().nodename
-    resolved, error = None, ""
-    try:
-        resolved = addresses_of_name(host)
-    except OSError as problem:
-        error = str(problem)
-    address = next((found for afar in _AFAR if (found := source_address(afar))), None)
-    return Seen(interfaces(sys_net), host, resolved, error, address)
+def _measure(environment: Mapping[str, str], sys_net: Path = Path("/sys/class/net")) -> NetworkFacts:
+    return measure(environment, addresses_of_name, source_address, sys_net)
 
 
-def _with_hosts_of(seen: Seen, root: Path, environment: Mapping[str, str]) -> Seen:
+def _with_hosts_of(seen: NetworkFacts, root: Path, environment: Mapping[str, str]) -> NetworkFacts:
     """The same with the host name as the container's /etc/hosts has it, which is what the server resolves it by first."""
     host = environment.get("HOSTNAME") or read(root / "etc/hostname", 300).strip() or seen.host
     found: list[str] = []
@@ -107,10 +88,10 @@ def _with_hosts_of(seen: Seen, root: Path, environment: Mapping[str, str]) -> Se
         address, *names = line.partition("#")[0].split() or [""]
         if host in names and address not in found:
             found.append(address)
-    return replace(seen, host=host, resolved=found or seen.resolved)
+    return replace(seen, host=host, resolved=tuple(found) or seen.resolved)
 
 
-def _interfaces(sheet: Sheet, seen: Seen) -> None:
+def _interfaces(sheet: Sheet, seen: NetworkFacts) -> None:
     for row in seen.rows[:16]:
         if row.loopback or not row.addresses:
             continue
@@ -118,7 +99,7 @@ def _interfaces(sheet: Sheet, seen: Seen) -> None:
         parts.append(f"{row.speed} Mbit/s" if row.speed else "")
         line = " · ".join(part for part in parts if part)
         sheet.add("net.interface", "ok" if row.up else "note", line)
-    usable = candidates(seen.rows)
+    usable = candidates(list(seen.rows))
     if not any(row.loopback and row.up for row in seen.rows):
         sheet.add("net.loopback-down", "bad")
     if usable:
@@ -130,9 +111,9 @@ def _interfaces(sheet: Sheet, seen: Seen) -> None:
             sheet.add("net.faster", "note", fastest.name, speed=fastest.speed, used=usable[0].name, slower=usable[0].speed)  # fmt: skip
 
 
-def _address(sheet: Sheet, seen: Seen, environment: Mapping[str, str]) -> None:
+def _address(sheet: Sheet, seen: NetworkFacts) -> None:
     own = {address: row for row in seen.rows for address in row.addresses}
-    given = environment.get("VLLM_HOST_IP")
+    given = seen.environment.get("VLLM_HOST_IP")
     if given:
         shown = plain(given, 60)
         if given not in own:
@@ -155,7 +136,7 @@ def _address(sheet: Sheet, seen: Seen, environment: Mapping[str, str]) -> None:
         sheet.add("net.address-route", "ok", seen.address, interface=name)
 
 
-def _host_name(sheet: Sheet, seen: Seen) -> None:
+def _host_name(sheet: Sheet, seen: NetworkFacts) -> None:
     if seen.resolved is None:
         sheet.add("net.host-name", "note", seen.host, detail=seen.error)
         sheet.fact("host.name_resolves", "no", seen.host)
@@ -174,10 +155,10 @@ def _host_name(sheet: Sheet, seen: Seen) -> None:
     sheet.fact("host.name_resolves", "own", shown)
 
 
-def _chosen_names(sheet: Sheet, seen: Seen, environment: Mapping[str, str]) -> None:
+def _chosen_names(sheet: Sheet, seen: NetworkFacts) -> None:
     known = {row.name: row for row in seen.rows}
-    for variable in _VARIABLES:
-        value = environment.get(variable)
+    for variable in CHOSEN:
+        value = seen.environment.get(variable)
         if not value:
             continue
         sheet.fact(f"environment.{variable}", value)
@@ -208,7 +189,7 @@ def _ports(sheet: Sheet, server: Server | None) -> None:
 
 
 def _proxies(sheet: Sheet, environment: Mapping[str, str]) -> None:
-    given = [name for name in _PROXIES if environment.get(name)]
+    given = [name for name in PROXIES if environment.get(name)]
     if not given:
         return
     spared = environment.get("no_proxy", environment.get("NO_PROXY", ""))
@@ -217,29 +198,24 @@ def _proxies(sheet: Sheet, environment: Mapping[str, str]) -> None:
     sheet.add("net.proxy", "ok" if local else "note", shown)
 
 
-async def _hub(environment: Mapping[str, str], context: Context) -> tuple[Status, str, str]:
+async def _hub(environment: Mapping[str, str], context: Context) -> Hub:
     """Whether the hub that the server would use takes a connection."""
-    url = environment.get("HF_ENDPOINT") or "https://huggingface.co"
-    if environment.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return "skipped", plain(url, 100), "HF_HUB_OFFLINE"
+    url = hub_of(environment)
+    if offline(environment):
+        return Hub("skipped", url, "HF_HUB_OFFLINE")
     try:
         policy = replace(context.policy, allowed=(*context.policy.allowed, Allowance.of(url)))
-        async with Outbound(policy, limits=Limits(deadline_s=_HUB_S, connect_s=_HUB_S)) as outbound:
+        async with Outbound(policy, limits=Limits(deadline_s=HUB_S, connect_s=HUB_S)) as outbound:
             reached = await outbound.reach(url)
     except (OutboundError, AddressError) as error:
-        return "bad", plain(url, 100), plain(error)
-    return "ok", plain(url, 100), f"{reached.address}, {reached.connect_s * 1000:.0f} ms"
+        return Hub("bad", url, str(error))
+    return Hub("ok", url, f"{reached.address}, {reached.connect_s * 1000:.0f} ms")
 
 
-def _rdma(sheet: Sheet) -> None:
-    ports: list[str] = []
-    down = 0
-    for port in sorted(Path("/sys/class/infiniband").glob("*/ports/*")):
-        state = read(port / "state", 64).partition(":")[2].strip()
-        layer, rate = read(port / "link_layer", 64).strip(), read(port / "rate", 64).strip()
-        ports.append(f"{port.parts[-3]}:{port.name} {state} {layer} {rate}")
-        down += state != "ACTIVE"
-    if ports:
-        device = Path("/dev/infiniband").is_dir()
-        status: Status = "ok" if device and down < len(ports) else "note"
-        sheet.add("net.rdma", status, "; ".join(ports[:8]), down=down, device="yes" if device else "no")
+def _rdma(sheet: Sheet, seen: NetworkFacts) -> None:
+    if not seen.rdma:
+        return
+    down = sum(port.state != "ACTIVE" for port in seen.rdma)
+    status: Status = "ok" if seen.rdma_devices and down < len(seen.rdma) else "note"
+    shown = "; ".join(f"{port.name} {port.state} {port.layer} {port.rate}" for port in seen.rdma[:8])
+    sheet.add("net.rdma", status, shown, down=down, device="yes" if seen.rdma_devices else "no")

@@ -1,4 +1,7 @@
-"""The network interfaces of this machine or of a process's container, with their addresses, speed and use."""
+"""The network interfaces of this machine or of a process's container, with their addresses, speed and use.
+
+Stands alone (standard library, Python 3.9), as everything that launchers bring to nodes: hence no slots.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tools.processes import PROC, read
+from tools.proc import PROC, read
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
@@ -22,7 +25,7 @@ _IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _VIRTUAL = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "tun", "tap", "wg", "dummy", "ifb", "lxc", "podman", "kube", "tailscale", "nerdctl")  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Interface:
     """One interface. ``speed`` in Mbit/s where the driver says; ``default`` where the default route leads through it."""
 

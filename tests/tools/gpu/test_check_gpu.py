@@ -14,6 +14,7 @@ import pynvml
 import pytest
 
 from tools.gpu import check
+from tools.gpu import facts as gathering
 from tools.gpu.cards import link_gb_per_s, read_machine
 from tools.gpu.holders import busy
 from tools.gpu.nvml import GpuLostError, NoNvmlError, opened
@@ -36,7 +37,7 @@ FakeNvml, Refusal, GIB = fake.FakeNvml, fake.Refusal, fake.GIB
 
 @pytest.fixture(autouse=True)
 def _quiet_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "kernel_log", lambda: KernelLog(("usb 1-1: new device",)))
+    monkeypatch.setattr(gathering, "kernel_log", lambda: KernelLog(("usb 1-1: new device",)))
 
 
 def look(module: Any, lang: str = "en") -> Any:
@@ -184,13 +185,13 @@ def test_measured_bandwidth_is_held_against_the_links(measured: float, status: s
 
 def test_xid_events_of_the_kernel_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     line = "NVRM: Xid (PCI:0000:3b:00): 79, pid=812, GPU has fallen off the bus."
-    monkeypatch.setattr(check, "kernel_log", lambda: KernelLog((line, line)))
+    monkeypatch.setattr(gathering, "kernel_log", lambda: KernelLog((line, line)))
     report = look(FakeNvml({}), "zh")
     (row,) = [row for row in report.checks if row.id == "gpu.xid"]
     assert (row.status, row.value) == ("bad", 79)
     assert "0000:3b:00" in row.text
     assert facts(report)["gpu.xid"] == 79
-    monkeypatch.setattr(check, "kernel_log", lambda: KernelLog(why="/dev/kmsg: Operation not permitted"))
+    monkeypatch.setattr(gathering, "kernel_log", lambda: KernelLog(why="/dev/kmsg: Operation not permitted"))
     refused = look(FakeNvml({}))
     assert rows(refused)["gpu.xid"] == "unknown"
     assert "dmesg" in next(row for row in refused.checks if row.id == "gpu.xid").text

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tools.host.check import HostInput, View, file_system, look, model_folder, read_mounts
+from tools.host.check import HostInput, View, look, model_folder
+from tools.host.facts import cgroup_memory, file_system, read_mounts
 from tools.host.loading import measure_loading
 from tools.host.packages import unmet
 from tools.processes import Process, Server, interpreter, server_of, servers
@@ -148,9 +149,7 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
     try:
         (group / "cgroup.procs").write_text(str(held.pid))
         view = View(Server(Process(held.pid, 0, "S", ("vllm", "serve"), 0.0, 0.0)))
-        from tools.host.check import _cgroup_memory
-
-        assert _cgroup_memory(view)[0] == 512 << 20
+        assert cgroup_memory(view)[0] == 512 << 20
     finally:
         held.kill()
         held.wait()
