@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -72,9 +72,15 @@ async def look_at_fleet(tools: Sequence[RemoteTools], lang: Language, *, on_done
     left = [node for node in tools if node.node.name not in gathered.lost]
     lost = dict(gathered.lost)
     found = await check_all(left, CHECKS, lang, lost, on_done)
-    nodes = [NodeChecked(name, lost=why) for name, why in lost.items()]
+    gathered.lost = lost
+    return fleet_of(gathered, {name: [cast("Report", report) for report in mine.values()] for name, mine in found.items()}, lang)  # fmt: skip
+
+
+def fleet_of(gathered: Gathered, found: Mapping[str, Sequence[Report]], lang: Language) -> Fleet:
+    """All nodes in order: those that are lost, and those whose reports were ``found``."""
+    nodes = [NodeChecked(name, lost=why) for name, why in gathered.lost.items()]
     for name, reports in found.items():
-        rows = [row for report in reports.values() for row in cast("Report", report).checks]
+        rows = [row for report in reports for row in report.checks]
         nodes.append(NodeChecked(name, tuple(sorted(rows, key=lambda row: _RANK[row.status]))))
     gathered.lost.clear()  # they stand in a row of their own
     return Fleet(tuple(sorted(nodes, key=lambda node: node.rank)), judge(gathered, lang))

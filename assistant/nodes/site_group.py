@@ -41,17 +41,17 @@ async def gather_site(site: Site, launcher: str, word: Word, seconds: float = HE
     gathered = Gathered(())
     for task in range(site.expected or 0):
         site.part(task)
-    for part in _parts(site):
+    for part in parts_of(site):
         if part.lost is not None:
-            gathered.lost[_name(part)] = _why(part, word)
+            gathered.lost[name_of(part)] = why_lost(part, word)
         elif part.hello is None:
-            gathered.lost[_name(part)] = word("launcher-lost-silent")
+            gathered.lost[name_of(part)] = word("launcher-lost-silent")
         else:
             try:
-                gathered.described[_name(part)] = description(part)
+                gathered.described[name_of(part)] = description(part)
             except (KeyError, TypeError, ValueError, AttributeError):
-                gathered.lost[_name(part)] = word("launcher-garbled", node=_name(part))
-    gathered.names = tuple(_name(part) for part in _parts(site))
+                gathered.lost[name_of(part)] = word("launcher-garbled", node=name_of(part))
+    gathered.names = tuple(name_of(part) for part in parts_of(site))
     return gathered
 
 
@@ -96,32 +96,32 @@ async def try_site(
 
 async def _overhear(site: Site, gathered: Gathered, lang: Language, word: Word) -> None:
     """The same of nodes that take no commands: wait for their last words."""
-    await site.wait(lambda: all(part.silent for part in _parts(site)), float("inf"))
+    await site.wait(lambda: all(part.silent for part in parts_of(site)), float("inf"))
     keep_links(site, gathered, "links")
     if not links_broken(gathered):
         keep_ranks(site, gathered, lang, word)
-        if all("again" in part.ended or part.lost is not None for part in _parts(site)):
+        if all("again" in part.ended or part.lost is not None for part in parts_of(site)):
             keep_links(site, gathered, "again")  # a node that was through and left is no cut cable
-    for part in _parts(site):
+    for part in parts_of(site):
         if part.lost is not None:
-            gathered.died[_name(part)] = _why(part, word)
+            gathered.died[name_of(part)] = why_lost(part, word)
 
 
 def keep_links(site: Site, gathered: Gathered, of: str) -> None:
     """Put what the nodes found out about their links where the verdict looks for it."""
     into: dict[str, LinksReport] = gathered.links if of == "links" else gathered.again
-    for part in _parts(site):
+    for part in parts_of(site):
         if of in part.ended:
             try:
-                into[_name(part)] = links_of(part, of)
+                into[name_of(part)] = links_of(part, of)
             except (KeyError, TypeError, ValueError, AttributeError):
                 continue
 
 
 def keep_ranks(site: Site, gathered: Gathered, lang: Language, word: Word) -> None:
     """The same for the ranks; nodes that went away or never ended are named."""
-    for part in _parts(site):
-        name = _name(part)
+    for part in parts_of(site):
+        name = name_of(part)
         if "ranks" in part.ended:
             try:
                 gathered.tests[name] = judged(lang, ran_of(part), name)
@@ -129,20 +129,23 @@ def keep_ranks(site: Site, gathered: Gathered, lang: Language, word: Word) -> No
             except (KeyError, TypeError, ValueError, AttributeError):
                 gathered.failed[name] = word("launcher-garbled", node=name)
         if part.lost is not None:
-            gathered.died[name] = _why(part, word)
+            gathered.died[name] = why_lost(part, word)
         elif "ranks" not in part.ended:
             gathered.failed[name] = word("launcher-lost-over", text=site.last_words) if site.over else word("launcher-lost-late")  # fmt: skip
 
 
-def _parts(site: Site) -> list[Part]:
+def parts_of(site: Site) -> list[Part]:
+    """The nodes in their order."""
     return [site.parts[task] for task in sorted(site.parts)]
 
 
-def _name(part: Part) -> str:
+def name_of(part: Part) -> str:
+    """What a node is called, or its number."""
     return part.name or f"#{part.task}"
 
 
-def _why(part: Part, word: Word) -> str:
+def why_lost(part: Part, word: Word) -> str:
+    """Why nothing more is to be expected of a node, as a sentence."""
     kind, text = part.lost or ("silent", "")
     return word(f"launcher-lost-{kind}", text=text)
 
@@ -152,14 +155,14 @@ async def _clocks(site: Site, gathered: Gathered) -> None:
     for number in (1, 2):
         asked = time.time()
         site.command(do="clock", number=number)
-        await site.wait(lambda: all(number in part.clocks or part.silent for part in _parts(site)), _CLOCK_S)  # noqa: B023
-        for part in _parts(site):
+        await site.wait(lambda: all(number in part.clocks or part.silent for part in parts_of(site)), _CLOCK_S)  # noqa: B023
+        for part in parts_of(site):
             if number in part.clocks:
                 clock, came = part.clocks[number]
                 found = Clock(clock - (asked + came) / 2, (came - asked) / 2)
-                known = gathered.clocks.get(_name(part))
+                known = gathered.clocks.get(name_of(part))
                 if known is None or found.within < known.within:
-                    gathered.clocks[_name(part)] = found
+                    gathered.clocks[name_of(part)] = found
 
 
 async def _links(site: Site, gathered: Gathered, of: str, word: Word) -> None:
@@ -167,10 +170,10 @@ async def _links(site: Site, gathered: Gathered, of: str, word: Word) -> None:
     assert plan is not None  # noqa: S101 (made before)
     seconds = 12.0 if len(plan.places) <= 8 else 20.0
     parts: dict[str, list[str]] = {}
-    for part in _parts(site):
+    for part in parts_of(site):
         if part.silent:
             continue
-        place = plan.place(_name(part))
+        place = plan.place(name_of(part))
         peers = ",".join(plan.place(peer).address for peer in plan.peers[place.name])
         parts[str(part.task)] = ["--address", place.address, "--peers", peers, "--ports", ",".join(map(str, plan.ports)),
                                  "--seconds", str(seconds), *(["--any"] if of == "again" else [])]  # fmt: skip
@@ -178,11 +181,11 @@ async def _links(site: Site, gathered: Gathered, of: str, word: Word) -> None:
     await site.wait(lambda: site.all_ended(of), seconds + 2 * _MARGIN_S)
     keep_links(site, gathered, of)
     if of == "links":
-        for part in _parts(site):
+        for part in parts_of(site):
             if part.lost is not None:
-                gathered.died[_name(part)] = _why(part, word)
+                gathered.died[name_of(part)] = why_lost(part, word)
             elif of not in part.ended:
-                gathered.failed[_name(part)] = word("launcher-lost-late")
+                gathered.failed[name_of(part)] = word("launcher-lost-late")
 
 
 async def _ranks(site: Site, gathered: Gathered, lang: Language, options: Mapping[str, Any], word: Word) -> None:
@@ -191,8 +194,8 @@ async def _ranks(site: Site, gathered: Gathered, lang: Language, options: Mappin
     stage_s = options.get("stage_s")
     seconds = sum(stage_s if stage_s and stage != "import" else STAGES[stage] for stage in STAGES) + _MARGIN_S
     parts: dict[str, list[str]] = {}
-    for part in _parts(site):
-        place = plan.place(_name(part))
+    for part in parts_of(site):
+        place = plan.place(name_of(part))
         parts[str(part.task)] = [
             *("--ranks", str(plan.ranks), "--first-rank", str(place.first_rank), "--here", str(place.here)),
             *("--master", plan.master, *(["--cpu-only"] if options.get("cpu_only") else [])),
@@ -203,7 +206,7 @@ async def _ranks(site: Site, gathered: Gathered, lang: Language, options: Mappin
     def someone_failed() -> bool:
         return site.all_ended("ranks") or any(
             part.silent or any(event.get("event") == "verdict" and not event.get("passed") for event in part.said.get("ranks", ()))
-            for part in _parts(site)
+            for part in parts_of(site)
         )  # fmt: skip
 
     await site.wait(someone_failed, seconds + _MARGIN_S)

@@ -1,4 +1,4 @@
-"""The objects of a test over several nodes of a Kubernetes cluster: an Indexed Job, its headless Service, its program.
+"""The objects of a test or check over several nodes of a Kubernetes cluster: an Indexed Job, its headless Service, its program.
 
 Indexed Job: https://kubernetes.io/docs/concepts/workloads/controllers/job/#completion-mode , its pods' names:
 https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/ . The Service and the ConfigMap belong to the Job,
@@ -25,7 +25,10 @@ _PROGRAM = "/vllm-diagnose"
 
 @dataclass(frozen=True, slots=True)
 class JobPlan:
-    """``count`` pods, each on a node of its own, with ``ranks_per_node`` ranks and as many GPUs unless ``cpu_only``."""
+    """``count`` pods, each on a node of its own, with ``ranks_per_node`` ranks and as many GPUs unless ``cpu_only``.
+
+    With ``checks_s`` they only look at themselves, for so many seconds at most.
+    """
 
     name: str
     namespace: str
@@ -40,6 +43,7 @@ class JobPlan:
     host_network: bool = False
     stage_s: float | None = None
     deadline_s: float = 1800.0
+    checks_s: float | None = None
 
     def host(self, index: int) -> str:
         """The name under which the pod of this index is reached inside the cluster."""
@@ -50,7 +54,7 @@ def _metadata(plan: JobPlan, owner: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": plan.name,
         "namespace": plan.namespace,
-        "labels": {"app.kubernetes.io/name": "vllm-diagnose", "app.kubernetes.io/component": "collectives", RUN: plan.name},
+        "labels": {"app.kubernetes.io/name": "vllm-diagnose", "app.kubernetes.io/component": "checks" if plan.checks_s else "collectives", RUN: plan.name},
     }  # fmt: skip
     if owner:
         found["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": plan.name, "uid": owner}]
@@ -102,7 +106,7 @@ def _pod(plan: JobPlan) -> dict[str, Any]:
         "image": plan.image,
         "command": [plan.python, "-I", f"{_PROGRAM}/node.py", *_arguments(plan)],
         "env": [_field("POD_IP", "status.podIP"), _field("NODE_NAME", "spec.nodeName")],
-        "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}},
+        "resources": {"requests": {"cpu": "250m", "memory": "256Mi" if plan.checks_s else "1Gi"}},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -122,7 +126,7 @@ def _pod(plan: JobPlan) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 10,
         "affinity": _affinity(plan),
-        "tolerations": [] if plan.cpu_only else [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "tolerations": [] if plan.cpu_only and not plan.checks_s else [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": [
             {"name": "program", "configMap": {"name": plan.name}},
@@ -135,6 +139,8 @@ def _pod(plan: JobPlan) -> dict[str, Any]:
 
 
 def _arguments(plan: JobPlan) -> list[str]:
+    if plan.checks_s:
+        return ["--checks", str(plan.checks_s)]
     names = ",".join(plan.host(index) for index in range(plan.count))
     found = ["--names", names, "--here", str(plan.ranks_per_node), "--ports", ",".join(map(str, plan.ports))]
     found += ["--mesh", str(plan.mesh), "--rank-seconds", str(max(60.0, plan.deadline_s - 120))]

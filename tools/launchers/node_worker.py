@@ -2,10 +2,10 @@
 
 This file stands alone (standard library, Python 3.9 or newer): the interpreter that vLLM uses on the node runs its text,
 which the launcher brings along. ``PROGRAMS`` holds the texts of the programs that it starts in turn: ``links`` (ports and
-packet sizes) and ``ranks`` (the collectives).
+packet sizes), ``ranks`` (the collectives) and ``checks`` (facts of host, network and GPUs).
 
 It prints what it knows of the node, and then either follows commands on standard input, one JSON object a line, or,
-given the names of all nodes, goes through the whole by itself. It ends when its standard input is closed. What it prints
+given the names of all nodes or told to look only, goes through the whole by itself. It ends when its standard input is closed. What it prints
 are frames: short lines that a launcher may mix with those of other nodes, and that may be read twice.
 """
 
@@ -166,6 +166,15 @@ def settings() -> dict[str, str]:
     return found
 
 
+def talking() -> dict[str, str]:
+    """The environment of ranks: NCCL says what it does."""
+    environment = {"NCCL_DEBUG_SUBSYS": "INIT,ENV,NET", "TORCH_NCCL_BLOCKING_WAIT": "0", **os.environ}
+    environment["NCCL_DEBUG"] = "INFO"
+    if not environment.get("CUDA_VISIBLE_DEVICES"):  # Ray empties it for whoever asks for no GPU
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
+    return environment
+
+
 class Worker:
     """This node. ``commands`` come from standard input; programs run one at a time."""
 
@@ -203,7 +212,7 @@ class Worker:
         """End whatever runs. Alone, its last words are still passed on, so the main thread goes on to its end."""
         self.ending = True
         self.stop()
-        if not self.options.names:
+        if not self.options.alone:
             os._exit(0)
 
     def stop(self) -> None:
@@ -232,13 +241,16 @@ class Worker:
                 self.run(what, "links", [*part, "--mtu", str(min(self.mtu or 1500, 65535))], float(command["seconds"]))
             elif what == "ranks" and part is not None:
                 self.run(what, "ranks", ["--child", *part], float(command["seconds"]))
+            elif what == "checks":
+                self.check(float(command["seconds"]))
 
-    def run(self, of: str, program: str, arguments: list[str], seconds: float) -> list[dict[str, Any]]:
-        """Run a program and pass on what it reports, marked with ``of``; returns its events."""
-        environment = {"NCCL_DEBUG_SUBSYS": "INIT,ENV,NET", "TORCH_NCCL_BLOCKING_WAIT": "0", **os.environ}
-        environment["NCCL_DEBUG"] = "INFO"
-        if not environment.get("CUDA_VISIBLE_DEVICES"):  # Ray empties it for whoever asks for no GPU
-            environment.pop("CUDA_VISIBLE_DEVICES", None)
+    def check(self, seconds: float) -> None:
+        """Say what the checks need to know, in the environment as it is here."""
+        self.run("checks", "checks", ["--seconds", str(seconds)], seconds + END_S, dict(os.environ))
+
+    def run(self, of: str, program: str, arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:  # fmt: skip
+        """Run a program, by default with NCCL talking, and pass on what it reports, marked with ``of``; returns its events."""
+        environment = environment if environment is not None else talking()
         events: list[dict[str, Any]] = []
         try:
             running = subprocess.Popen(
@@ -288,8 +300,11 @@ class Worker:
     # --- without commands ---------------------------------------------------------------------------------------------
 
     def alone(self) -> None:
-        """Links, ranks, and after a failure links again, with everybody who is named."""
+        """Links, ranks, and after a failure links again, with everybody who is named; or only a look at this node."""
         options = self.options
+        if options.checks:
+            self.check(options.checks)
+            return
         peers = self.meet()
         if peers is None or self.address is None:
             return
@@ -339,6 +354,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", default="", help="name of this node")
     parser.add_argument("--address", default="", help="this node's address as the site knows it")
     parser.add_argument("--names", default="", help="names of all nodes in their order: go through the whole alone")
+    parser.add_argument("--checks", type=float, default=0.0, help="only look at this node, alone, for so many seconds")
     parser.add_argument("--here", type=int, default=1, help="ranks a node, alone")
     parser.add_argument("--ports", default="29500", help="numbers, with commas, alone")
     parser.add_argument("--mesh", type=int, default=16, help="up to so many nodes every pair is tried, alone")
@@ -349,6 +365,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.task is None:
         options.task = int(os.environ.get("JOB_COMPLETION_INDEX") or os.environ.get("SLURM_PROCID") or 0)
+    options.alone = bool(options.names or options.checks)
     options.name = options.name or os.environ.get("NODE_NAME") or os.environ.get("SLURMD_NODENAME", "")
     options.address = options.address or os.environ.get("POD_IP", "")
     options.nodelist = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
@@ -359,7 +376,7 @@ def main(arguments: list[str]) -> int:
     worker = Worker(parse(arguments))
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.end, daemon=True).start())
     worker.describe()
-    if worker.options.names:
+    if worker.options.alone:
         worker.alone()
         worker.frames.say("bye")
         return 0  # whatever was found: the verdict is in what was printed, and an error would end the others' pods

@@ -7,9 +7,11 @@ A site is what starts programs on its nodes itself: a Ray cluster, Slurm, Kubern
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,11 @@ from tools.sanity.launch import Event, Ran, Send
 from tools.sanity.results import plain
 
 _HERE = Path(__file__).parent
+#: What :mod:`tools.launchers.checks_worker` imports of ours, with all that those import.
+GATHERING = (
+    "tools.proc", "tools.kernel_log", "tools.host.facts", "tools.host.packages", "tools.network.facts",
+    "tools.network.interfaces", "tools.gpu.facts", "tools.gpu.cards", "tools.gpu.nvml",
+)  # fmt: skip
 _MOST_NODES = 1024
 _MOST_SETTINGS = 64
 #: What Ray's driver may say of the cluster and of a node; each has a sentence, ``launcher-KIND`` or ``launcher-lost-KIND``.
@@ -41,8 +48,18 @@ def node_program() -> str:
     programs = {
         "links": (_HERE / "link_worker.py").read_text("utf-8"),
         "ranks": (_HERE.parent / "sanity" / "rank_worker.py").read_text("utf-8"),
+        "checks": bundled((_HERE / "checks_worker.py").read_text("utf-8"), {"modules": gathering_modules()}),
     }
     return bundled((_HERE / "node_worker.py").read_text("utf-8"), programs)
+
+
+def gathering_modules() -> str:
+    """The modules that gather facts on a node, and our pynvml, since not every interpreter there has one; packed."""
+    import pynvml
+
+    texts = {name: (_HERE.parents[1] / f"{name.replace('.', '/')}.py").read_text("utf-8") for name in GATHERING}
+    texts["pynvml"] = Path(pynvml.__file__).read_text("utf-8")
+    return base64.b64encode(zlib.compress(json.dumps(texts).encode(), 9)).decode()
 
 
 def bundled(source: str, programs: Mapping[str, str]) -> str:

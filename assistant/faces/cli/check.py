@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant.faces.cli.launching import Launcher, SiteOptions, fleet_of_site
+from assistant.faces.cli.launching import CHECK_PODS_S, CHECK_S, Launcher, SiteOptions, fleet_of_site
 from assistant.faces.cli.nodes import NodeOption, progress, with_nodes
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
@@ -23,14 +23,34 @@ def mount(app: typer.Typer) -> None:
 def check(
     node: NodeOption = None,
     launcher: Annotated[
-        Launcher, typer.Option("--launcher", help="nodes (tool servers), or ray or slurm: what differs between theirs")
+        Launcher,
+        typer.Option("--launcher", help="nodes (tool servers), or ray, slurm or kubernetes: a task on each node"),
     ] = Launcher.nodes,
-    python: Annotated[str | None, typer.Option("--python", help="Ray, Slurm: interpreter that vLLM uses there")] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=2, max=512, help="Slurm: how many nodes")] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", help="Ray, Slurm, Kubernetes: interpreter that vLLM uses there")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, max=512, help="Slurm, Kubernetes: how many nodes")
+    ] = None,
     address: Annotated[str, typer.Option("--address", help="of the Ray cluster")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="agree to a task on each node of Ray or Slurm")] = False,
+    image: Annotated[str, typer.Option("--image", help="Kubernetes: image of the pods, the one vLLM runs with")] = "",
+    here: Annotated[
+        int | None,
+        typer.Option("--here", min=1, max=64, help="Kubernetes: GPUs that each pod asks for; none unless given"),
+    ] = None,
+    kube: Annotated[str, typer.Option("--kube", metavar="FILE", help="Kubernetes: kubeconfig, or in-cluster")] = "",
+    kube_context: Annotated[str, typer.Option("--kube-context", help="Kubernetes: context of that file")] = "",
+    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes: where the Job is made")] = "",
+    host_network: Annotated[
+        bool, typer.Option("--host-network", help="Kubernetes: pods use the network of their nodes")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="agree to a task on each node of Ray, Slurm or Kubernetes")
+    ] = False,
     full: Annotated[bool, typer.Option("--full", help="show what is in order as well")] = False,
-    deadline: Annotated[float, typer.Option("--deadline", min=1, help="seconds the whole may take")] = 60.0,
+    deadline: Annotated[
+        float | None, typer.Option("--deadline", min=1, help="seconds the whole may take: 60, with Kubernetes 300")
+    ] = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
     exit_code: ExitCodeOption = False,
@@ -43,17 +63,19 @@ def check(
     async def work(tools: Any) -> Fleet:
         return await look_at_fleet(tools, language, on_done=lambda done: progress(f"{done}/{len(tools)}"))
 
-    if launcher in (Launcher.ray, Launcher.slurm):
-        site = SiteOptions(
-            launcher, tuple(node or ()), nodes, python, address, cpu_only=True, on_busy_gpu=True, deadline_s=deadline
-        )
-        found = fleet_of_site(site, language, yes)
-    elif launcher is Launcher.nodes:
-        found = with_nodes(node or (), 1, work, deadline)
-    else:
+    if launcher is Launcher.local:
         fail(
-            "check takes --launcher nodes, ray or slurm; for this node there is `sanity host`, `sanity gpu`, `sanity network`"
+            "for this node alone there is `sanity host`, `sanity gpu` and `sanity network`; --launcher is nodes, ray, slurm or kubernetes"
         )
+    deadline_s = deadline or (CHECK_PODS_S if launcher is Launcher.kubernetes else CHECK_S)
+    if launcher is Launcher.nodes:
+        found = with_nodes(node or (), 1, work, deadline_s)
+    else:
+        site = SiteOptions(
+            launcher, tuple(node or ()), nodes, python, address, ranks_per_node=here, cpu_only=here is None or launcher is not Launcher.kubernetes, on_busy_gpu=True,
+            deadline_s=deadline_s, kube=kube, context=kube_context, namespace=namespace, image=image, host_network=host_network,
+        )  # fmt: skip
+        found = fleet_of_site(site, language, yes)
     progress("")
     if output is Output.json:
         print(json.dumps({"schema": 1, **found.to_json()}, ensure_ascii=False, indent=2))

@@ -1,4 +1,4 @@
-"""`sanity nccl --launcher nodes|ray|slurm|kubernetes`: the test of the collectives over several nodes."""
+"""`sanity nccl` and `check` with `--launcher nodes|ray|slurm|kubernetes`: the test and the checks over several nodes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from tools.launchers.site import Site
     from tools.registry import Action
     from tools.sanity.results import Language, Report
+
+
+T = TypeVar("T")
+#: Seconds that `check` may take unless told otherwise: an image of many gigabytes may have to be fetched for a pod.
+CHECK_S, CHECK_PODS_S = 60.0, 300.0
 
 
 class Launcher(StrEnum):
@@ -104,6 +109,7 @@ class SiteOptions:
     namespace: str = ""
     image: str = ""
     host_network: bool = False
+    checks_s: float | None = None
 
 
 def site_of(
@@ -146,7 +152,7 @@ async def _kubernetes(given: SiteOptions, ports: Sequence[int], on_left: Callabl
         name=new_name(), namespace=given.namespace or cluster.namespace, image=given.image, count=count,
         ranks_per_node=given.ranks_per_node or 1, nodes=given.nodes, python=given.python or "python3", ports=tuple(ports),
         mesh=MESH, cpu_only=given.cpu_only, host_network=given.host_network, stage_s=given.stage_s,
-        deadline_s=given.deadline_s,
+        deadline_s=given.deadline_s, checks_s=given.checks_s,
     )  # fmt: skip
     async with (
         Outbound(policy_for(load(), {}, allowance)) as out,
@@ -174,25 +180,29 @@ def run_on_site(given: SiteOptions, shown: Any) -> Report:
             options={"cpu_only": given.cpu_only, "stage_s": given.stage_s}, say=say,
         )  # fmt: skip
 
-    return judge(_with_site(given, chosen, word, "run_nccl_test", work), lang)
+    gathered, left = _with_site(given, chosen, word, "run_nccl_test", work)
+    gathered.left = left
+    return judge(gathered, lang)
 
 
 def fleet_of_site(given: SiteOptions, language: str, yes: bool) -> Fleet:
-    """What the nodes of a site are and what differs between them, after the person has agreed to a task on each."""
-    from assistant.nodes.fleet import Fleet, NodeChecked
-    from assistant.nodes.site_group import gather_site
-    from assistant.nodes.verdict import judge
+    """The checks of all nodes of a site and what differs between them, after the person has agreed to a task on each."""
+    from assistant.nodes.fleet import fleet_of
+    from assistant.nodes.site_checks import LOOK_S, check_site
 
     lang, word = _language(language)
     _agree(word("confirm-site-look", launcher=given.launcher.value, nodes=_named(given, word)), yes)
+    look_s = min(LOOK_S, given.deadline_s / 4)
 
-    async def work(site: Site) -> Gathered:
-        return await gather_site(site, given.launcher.value, word)
+    async def work(site: Site) -> tuple[Gathered, dict[str, list[Report]]]:
+        return await check_site(
+            site, launcher=given.launcher.value, lang=lang, word=word, here_s=given.deadline_s / 2, look_s=look_s,
+            on_done=lambda done: progress(f"{done}/{site.expected}"),
+        )  # fmt: skip
 
-    found = _with_site(given, (), word, "describe_node", work)
-    nodes = [NodeChecked(name, lost=found.lost.get(name, "")) for name in found.names]
-    found.lost.clear()  # they stand in a row of their own
-    return Fleet(tuple(sorted(nodes, key=lambda node: node.rank)), judge(found, lang))
+    (gathered, found), left = _with_site(replace(given, checks_s=look_s), (), word, "check", work)
+    gathered.left = left
+    return fleet_of(gathered, found, lang)
 
 
 def _language(given: str) -> tuple[Language, Callable[..., str]]:
@@ -214,26 +224,25 @@ def _with_site(
     ports: Sequence[int],
     word: Callable[..., str],
     did: str,
-    work: Callable[[Site], Awaitable[Gathered]],
-) -> Gathered:
-    """Do ``work`` with the nodes of a site; it is written down, and ends the command in a sentence where it cannot be."""
+    work: Callable[[Site], Awaitable[T]],
+) -> tuple[T, str]:
+    """Do ``work`` with the nodes of a site, and the command that removes what was left there. It is written down, and ends
+    the command in a sentence where it cannot be."""
     from assistant.nodes.plan import PlanError
     from tools.launchers.site import SiteError
     from tools.registry import ActionError
 
     left: list[str] = []
 
-    async def main() -> Gathered:
+    async def main() -> T:
         async with site_of(given, ports, left.append) as site, asyncio.timeout(given.deadline_s):
-            gathered = await work(site)
-        gathered.left = "".join(left)
-        return gathered
+            return await work(site)
 
     outcome: Outcome = "failed"
     try:
-        gathered = asyncio.run(main())
+        found = asyncio.run(main())
         outcome = "done"
-        return gathered
+        return found, "".join(left)
     except SiteError as error:
         fail(word(f"launcher-{error.kind}", **{"text": "", **error.values}), 3)
     except (PlanError, ActionError) as error:
@@ -244,7 +253,13 @@ def _with_site(
         progress("")
         detail = {name: value for name, value in asdict(given).items() if value}
         with noted() as notes:
-            notes.note(did, "loads", f"{given.launcher.value}: {_named(given, word)}", outcome, detail)
+            notes.note(
+                did,
+                "runs" if did == "check" else "loads",
+                f"{given.launcher.value}: {_named(given, word)}",
+                outcome,
+                detail,
+            )
         if left:
             print(f"vllm-diagnose: {word('launcher-left', command=left[0])}", file=sys.stderr)
 

@@ -12,6 +12,7 @@ import pytest
 
 from knowledge.catalog import load
 from tools.launchers.frames import FrameReader
+from tools.launchers.node_worker import BOOT
 from tools.launchers.site import _LOSSES, _REFUSALS, Site, bundled, description, host_names, node_program
 from tools.launchers.started import _slurm_error
 from tools.sanity.launch import json_line, run_program
@@ -112,10 +113,12 @@ def test_the_worker_alone_describes_this_machine_and_follows_commands() -> None:
 
 
 def test_the_worker_ends_when_its_standard_input_is_closed() -> None:
-    source = node_program()
-    process = subprocess.Popen([sys.executable, "-I", "-c", source, "--task", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    source = node_program().encode()  # too long for an argument
+    process = subprocess.Popen([sys.executable, "-I", "-c", BOOT, "--task", "0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert process.stdin and process.stdout
-    assert process.stdout.readline().startswith("@vd 0 0 ")
+    process.stdin.write(f"{len(source)}\n".encode() + source)
+    process.stdin.flush()
+    assert process.stdout.readline().startswith(b"@vd 0 0 ")
     process.stdin.close()
     assert process.wait(20) == 0
     process.stdout.close()
