@@ -79,7 +79,7 @@ def network() -> Any:
     hub = [Hub("skipped", without_password(url), "HF_HUB_OFFLINE")]
     asking = None
     if not offline(os.environ):
-        hub[0] = Hub("bad", without_password(url), f"no answer within {HUB_S:g} s")
+        hub[0] = Hub("bad", without_password(url), f"no answer within {HUB_S:g} s.")
         asking = threading.Thread(target=lambda: hub.__setitem__(0, reach(hub[0], url)), daemon=True)
         asking.start()
     found = measure(os.environ, addresses_of_name, source_address)
@@ -122,7 +122,7 @@ def reach(before: Any, url: str) -> Any:
                 before, status="ok", detail=f"{connection.getpeername()[0]}, {took * 1000:.0f} ms"
             )
     except (OSError, ValueError) as error:
-        return dataclasses.replace(before, status="bad", detail=str(error)[:200])
+        return dataclasses.replace(before, status="bad", detail=str(error)[:200].rstrip(".") + ".")
 
 
 def addresses_of_name(name: str) -> list[str]:

@@ -62,7 +62,8 @@ def _metadata(plan: JobPlan, owner: str = "") -> dict[str, Any]:
 
 
 def job(plan: JobPlan) -> dict[str, Any]:
-    """The Job. A pod that fails is not started again: a second one would join a group that is broken already."""
+    """The Job. A pod that fails is not started again: a second one would join a group that is broken already. Pods that only
+    look know nothing of each other, and one that fails must not end the Job and so the others."""
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -71,7 +72,7 @@ def job(plan: JobPlan) -> dict[str, Any]:
             "completionMode": "Indexed",
             "completions": plan.count,
             "parallelism": plan.count,
-            "backoffLimit": 0,
+            "backoffLimit": plan.count if plan.checks_s else 0,
             "activeDeadlineSeconds": int(plan.deadline_s),
             "ttlSecondsAfterFinished": _KEEP_S,
             "template": {"metadata": {"labels": _metadata(plan)["labels"]}, "spec": _pod(plan)},

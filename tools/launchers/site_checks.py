@@ -53,7 +53,7 @@ def reports_of(part: Part, lang: Language, late: str, garbled: str) -> list[Repo
     found: list[Report] = []
     for name, (tool, judge) in _CHECKS.items():
         event = said.get(name, {})
-        why = late
+        why = _last_words(part) or late
         if event.get("event") == "facts":
             sheet = Sheet(tool, lang)
             try:
@@ -68,6 +68,13 @@ def reports_of(part: Part, lang: Language, late: str, garbled: str) -> list[Repo
         sheet.add("cluster.check", "unknown", tool, detail=why)
         found.append(sheet.report())
     return found
+
+
+def _last_words(part: Part) -> str:
+    """What the program that looks said on standard error, where it has ended by itself in failure."""
+    ended = part.ended.get("checks", {})
+    lines = str(ended.get("stderr") or "").strip().splitlines()
+    return plain(lines[-1]) if lines and ended.get("status") and not ended.get("late") else ""
 
 
 def told(kind: type[T], raw: object) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -235,6 +236,9 @@ def _with_site(
     left: list[str] = []
 
     async def main() -> T:
+        me = asyncio.current_task()
+        if me is not None:  # what was started on the nodes is ended, and objects are removed, as after Ctrl-C
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
         async with site_of(given, ports, left.append) as site, asyncio.timeout(given.deadline_s):
             return await work(site)
 
@@ -247,6 +251,8 @@ def _with_site(
         fail(word(f"launcher-{error.kind}", **{"text": "", **error.values}), 3)
     except (PlanError, ActionError) as error:
         fail(str(error), 3)
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + signal.SIGTERM) from None
     except TimeoutError:
         fail(word("launcher-deadline", seconds=round(given.deadline_s)), 3)
     finally:

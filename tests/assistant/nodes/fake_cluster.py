@@ -137,28 +137,26 @@ class FakeCluster:
             event = {"kind": "Event", "metadata": {"name": "e1"}, "type": "Warning", "reason": "FailedCreate", "message": self.no_pods, "involvedObject": {"kind": "Job", "name": name}}  # fmt: skip
             self.put("events", event, "ADDED")
             return
-        template = job["spec"]["template"]
         for index in range(job["spec"]["completions"]):
-            meta = {
-                "name": f"{name}-{index}-{uuid.uuid4().hex[:5]}", "namespace": job["metadata"]["namespace"],
-                "labels": template["metadata"]["labels"],
-                "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
-                "ownerReferences": [{"kind": "Job", "name": name, "uid": job["metadata"]["uid"]}],
-            }  # fmt: skip
-            pod = {
-                "kind": "Pod",
-                "apiVersion": "v1",
-                "metadata": meta,
-                "spec": dict(template["spec"]),
-                "status": {"phase": "Pending"},
-            }
-            if self.unschedulable:
-                pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": self.unschedulable}]  # fmt: skip
-                self.put("pods", pod, "ADDED")
-                continue
-            pod["spec"]["nodeName"] = f"node-{index}"
+            self.begin_pod(job, index)
+
+    def begin_pod(self, job: dict[str, Any], index: int) -> None:
+        name, template = job["metadata"]["name"], job["spec"]["template"]
+        meta = {
+            "name": f"{name}-{index}-{uuid.uuid4().hex[:5]}", "namespace": job["metadata"]["namespace"],
+            "labels": template["metadata"]["labels"],
+            "annotations": {"batch.kubernetes.io/job-completion-index": str(index)},
+            "ownerReferences": [{"kind": "Job", "name": name, "uid": job["metadata"]["uid"]}],
+        }  # fmt: skip
+        spec = dict(template["spec"])
+        pod = {"kind": "Pod", "apiVersion": "v1", "metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
+        if self.unschedulable:
+            pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": self.unschedulable}]  # fmt: skip
             self.put("pods", pod, "ADDED")
-            threading.Thread(target=self.run_pod, args=(pod, index), daemon=True).start()
+            return
+        pod["spec"]["nodeName"] = f"node-{index}"
+        self.put("pods", pod, "ADDED")
+        threading.Thread(target=self.run_pod, args=(pod, index), daemon=True).start()
 
     def state(self, pod: dict[str, Any], phase: str, **state: Any) -> None:
         if ("pods", pod["metadata"]["name"]) in self.objects:
@@ -210,8 +208,17 @@ class FakeCluster:
         code = code if code >= 0 else 128 - code
         reason = "Completed" if code == 0 else "OOMKilled" if code == 137 else "Error"
         self.state(pod, "Succeeded" if code == 0 else "Failed", terminated={"exitCode": code, "reason": reason})
-        if code and ("jobs", job) in self.objects:  # backoffLimit 0: the Job has failed, and its other pods are ended
-            for (kind, _), other in list(self.objects.items()):
+        if code and ("jobs", job) in self.objects:
+            made = self.objects["jobs", job]
+            failed = sum(
+                kind == "pods" and one["status"]["phase"] == "Failed" for (kind, _), one in list(self.objects.items())
+            )
+            if failed <= made["spec"]["backoffLimit"]:  # another one takes its place, after a while
+                time.sleep(1.0)
+                if not self.closed and ("jobs", job) in self.objects:
+                    self.begin_pod(made, index)
+                return
+            for (kind, _), other in list(self.objects.items()):  # the Job has failed, and its other pods are ended
                 if kind == "pods" and other is not pod and other["status"]["phase"] == "Running":
                     threading.Thread(target=self.end_pod, args=(other,), daemon=True).start()
 

@@ -63,6 +63,17 @@ def finished(process: subprocess.Popen[str], seconds: float = 200) -> dict[str, 
     return report_of(subprocess.CompletedProcess(process.args, process.returncode, out, err))
 
 
+def checked(ran: subprocess.CompletedProcess[str], node: str) -> dict[str, list[tuple[str, Any]]]:
+    """Of one node of `check -o json`: status and value of its rows by their id."""
+    assert ran.returncode == 0, ran.stderr
+    (found,) = [row for row in json.loads(ran.stdout)["nodes"] if node in row["name"]]
+    assert not found["lost"], found
+    by_id: dict[str, list[tuple[str, Any]]] = {}
+    for check in found["checks"]:
+        by_id.setdefault(check["id"], []).append((check["status"], check["value"]))
+    return by_id
+
+
 def rows(report: dict[str, Any], identity: str) -> list[str]:
     return [str(check["value"]) for check in report["checks"] if check["id"] == f"cluster.{identity}"]
 
@@ -223,8 +234,9 @@ def slurm() -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def ray(*more: str) -> Iterator[Cluster]:
-    """A head and a second node, each with an address of loopback; ``more`` are options of both (``--num-gpus=1``)."""
+def ray(*more: str, second: str = "true") -> Iterator[Cluster]:
+    """A head and a second node, each with an address of loopback; ``more`` are options of both (``--num-gpus=1``), and
+    ``second`` is what a shell does before it starts the second."""
     need_torch()
     if not (RAY / "ray").exists():
         pytest.skip("there is no Ray here; scripts/ray_setup.sh .lab installs it beside the laboratory")
@@ -246,6 +258,8 @@ def ray(*more: str) -> Iterator[Cluster]:
     try:
         for address, options in nodes.items():
             words = [str(RAY / "ray"), "start", "--block", f"--node-ip-address={address}", "--num-cpus=1", "--disable-usage-stats", *options, *more]  # fmt: skip
+            if "--head" not in options:
+                words = ["sh", "-c", f'{second} && exec "$@"', "sh", *words]
             log = (folder / f"{address}.log").open("wb")
             started[address] = subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
             end = time.monotonic() + 90

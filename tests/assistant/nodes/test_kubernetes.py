@@ -19,7 +19,7 @@ from assistant.nodes.verdict import judge
 from knowledge.catalog import load
 from tests.assistant.nodes.fake_cluster import FakeCluster, can_run_pods, serving
 from tests.assistant.nodes.serving import command
-from tests.assistant.nodes.sites import TORCH, base_environment, children, in_group, need_torch, rows
+from tests.assistant.nodes.sites import TORCH, base_environment, checked, children, in_group, need_torch, rows
 from tools.addresses import Policy
 from tools.launchers import kubernetes_site as launched
 from tools.launchers.kubernetes_api import Api
@@ -146,6 +146,76 @@ def test_pods_that_do_not_start_say_why(cluster: FakeCluster, words: str, monkey
     monkeypatch.setattr(launched, "UNPLACED_S", 1.0)
     report, left = go(cluster)
     assert words in report["summary"] and not left and not cluster.objects
+
+
+# --- the checks, through the command ----------------------------------------------------------------------------------
+
+
+def checking(file: Path, *more: str) -> list[str]:
+    return command("check", "--launcher", "kubernetes", "--yes", "-o", "json", "--kube", str(file), "--image", "vllm", *more)  # fmt: skip
+
+
+def wrapper(folder: Path, second: str) -> str:
+    """An interpreter that does something else first in the second pod."""
+    path = folder / "python3"
+    path.write_text(f'#!/bin/sh\n[ "$JOB_COMPLETION_INDEX" != 1 ] || {{ {second}; }}\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pods
+def test_a_fault_of_one_pod_is_named_and_everything_is_removed(tmp_path: Path) -> None:
+    faults = "ulimit -n 300; export CUDA_LAUNCH_BLOCKING=1; mount -t tmpfs -o size=64k none /dev/shm"
+    cluster = FakeCluster(images={"vllm": wrapper(tmp_path, faults)}, drop_watches=1, drop_logs=1)
+    with serving(cluster) as file:
+        ran = subprocess.run(checking(file, "--nodes", "2"), env=base_environment(tmp_path), capture_output=True, text=True, timeout=90, check=False)  # fmt: skip
+        assert not cluster.objects
+        assert {line.partition(" ")[0] for line in cluster.asked if "/services" in line} == {"POST", "DELETE"}
+    faulty, sound = checked(ran, "node-1"), checked(ran, "node-0")
+    assert [node["name"] for node in json.loads(ran.stdout)["nodes"]] == ["node-1", "node-0"]
+    assert faulty["host.shm"] == [("bad", "64 KiB / 64 KiB")] and faulty["host.files"] == [("note", 300)]
+    assert ("bad", "CUDA_LAUNCH_BLOCKING=1") in faulty["host.lingering"] and "host.lingering" not in sound
+    assert all(any(name.startswith(f"{area}.") for name in sound) for area in ("gpu", "host", "net"))
+
+
+@pods
+def test_a_pod_that_dies_or_never_runs_costs_only_its_own_answer(tmp_path: Path) -> None:
+    cluster = FakeCluster(images={"vllm": wrapper(tmp_path, "echo no such device; exit 3")})
+    with serving(cluster) as file:
+        ran = subprocess.run(checking(file, "--nodes", "2", "--exit-code"), env=base_environment(tmp_path), capture_output=True, text=True, timeout=90, check=False)  # fmt: skip
+        assert not cluster.objects
+    assert ran.returncode == 1, ran.stderr
+    found = {node["name"]: node for node in json.loads(ran.stdout)["nodes"]}
+    assert "exit code 3" in found["node-1"]["lost"] and len(found["node-0"]["checks"]) > 5
+    nothing = FakeCluster(images={})
+    with serving(nothing) as file:
+        ran = subprocess.run(checking(file, "--nodes", "2", "--deadline", "6"), env=base_environment(tmp_path), capture_output=True, text=True, timeout=90, check=False)  # fmt: skip
+        assert not nothing.objects
+    assert ran.returncode == 3 and "Kubernetes" in ran.stderr.title(), ran.stderr
+
+
+@pods
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_checks_that_are_interrupted_remove_everything(tmp_path: Path, by: signal.Signals) -> None:
+    cluster = FakeCluster(images={"vllm": wrapper(tmp_path, "exec sleep 600")})
+    with serving(cluster) as file:
+        process = subprocess.Popen(checking(file, "--nodes", "2"), env=base_environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        end = time.monotonic() + 60
+        while len(cluster.processes) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        process.send_signal(by)
+        process.communicate(timeout=60)
+        assert not cluster.objects
+        assert all(one.poll() is not None for one in cluster.processes.values())
+
+
+def test_pods_that_only_look_ask_for_no_gpu_and_may_stand_on_gpu_nodes() -> None:
+    pod = job(plan(checks_s=15.0))["spec"]["template"]["spec"]
+    words = pod["containers"][0]["command"]
+    assert words[words.index("--checks") + 1] == "15.0" and "--names" not in words
+    assert "limits" not in pod["containers"][0]["resources"] and pod["tolerations"]
+    held = job(plan(checks_s=15.0, cpu_only=False, ranks_per_node=8))["spec"]["template"]["spec"]
+    assert held["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}
 
 
 # --- through the command, with torch ----------------------------------------------------------------------------------

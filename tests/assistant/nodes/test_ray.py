@@ -15,12 +15,22 @@ from pathlib import Path
 import pytest
 
 from tests.assistant.nodes.serving import command
-from tests.assistant.nodes.sites import Cluster, base_environment, children, finished, in_group, parent, ray, rows
+from tests.assistant.nodes.sites import (
+    Cluster,
+    base_environment,
+    checked,
+    children,
+    finished,
+    in_group,
+    parent,
+    ray,
+    rows,
+)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with ray("--num-gpus=1") as found:
+    with ray("--num-gpus=1", second="ulimit -n 5000 && export CUDA_LAUNCH_BLOCKING=1") as found:
         yield found
 
 
@@ -58,6 +68,11 @@ def test_check_looks_at_both(cluster: Cluster) -> None:
     ran = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)
     assert ran.returncode == 0, ran.stderr
     assert [node["lost"] for node in json.loads(ran.stdout)["nodes"]] == [None, None]
+    faulty, sound = checked(ran, "127.0.62.2"), checked(ran, "127.0.62.1")
+    assert "127.0.62.2" in json.loads(ran.stdout)["nodes"][0]["name"]  # the worst first
+    assert ("bad", "CUDA_LAUNCH_BLOCKING=1") in faulty["host.lingering"] and faulty["host.files"] == [("note", 5000)]
+    assert "host.lingering" not in sound and sound["host.files"] != [("note", 5000)]
+    assert all(any(name.startswith(f"{area}.") for name in sound) for area in ("gpu", "host", "net"))
 
 
 @pytest.mark.slow

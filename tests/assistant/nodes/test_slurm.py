@@ -18,6 +18,7 @@ from tests.assistant.nodes.serving import command
 from tests.assistant.nodes.sites import (
     Cluster,
     base_environment,
+    checked,
     children,
     finished,
     in_group,
@@ -66,6 +67,28 @@ def test_check_says_what_differs(cluster: Cluster, tmp_path: Path) -> None:
     words[words.index(cluster.python)] = str(wrapper)
     ran = subprocess.run(words, env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)
     assert "NCCL_IB_DISABLE" in ran.stdout and "n2: 1" in ran.stdout, ran.stderr
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_node_is_named_and_that_node_comes_first(cluster: Cluster, tmp_path: Path) -> None:
+    """Few open files, tiny shared memory and a variable of an old hunt, on the second node only."""
+    wrapper = tmp_path / "python3"
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$SLURMD_NODENAME" = n2 ] || exec {cluster.python} "$@"\nulimit -n 300\nexport CUDA_LAUNCH_BLOCKING=1\n'
+        f'exec unshare -m sh -c \'mount -t tmpfs -o size=64k none /dev/shm && exec "$@"\' sh {cluster.python} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    words = command("check", "--launcher", "slurm", "--nodes", "2", "--yes", "--python", str(wrapper))
+    ran = subprocess.run([*words, "-o", "json"], env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)  # fmt: skip
+    faulty, sound = checked(ran, "n2"), checked(ran, "n1")
+    assert [node["name"] for node in json.loads(ran.stdout)["nodes"]] == ["n2", "n1"]
+    assert faulty["host.shm"] == [("bad", "64 KiB / 64 KiB")] and faulty["host.files"] == [("note", 300)]
+    assert ("bad", "CUDA_LAUNCH_BLOCKING=1") in faulty["host.lingering"]
+    assert "host.lingering" not in sound and sound["host.files"] != [("note", 300)] and "cluster.check" not in sound
+    assert any(name.startswith("gpu.") for name in sound) and any(name.startswith("net.") for name in sound)
+    chinese = subprocess.run([*words, "--lang", "zh", "--exit-code"], env=cluster.environment, capture_output=True, text=True, timeout=100, check=False)  # fmt: skip
+    assert chinese.returncode == 1 and "CUDA_LAUNCH_BLOCKING=1" in chinese.stdout, chinese.stderr
+    assert emptied(cluster)
 
 
 @pytest.mark.slow

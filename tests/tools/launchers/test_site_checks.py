@@ -177,6 +177,14 @@ def test_whatever_a_node_says_it_costs_only_its_own_rows() -> None:
     assert "\\u001b" not in text and "\\u0000" not in text and '"EVIL' not in text and "y" * 501 not in text
 
 
+def test_a_program_that_cannot_run_on_a_node_says_why() -> None:
+    part = Part(0, "n1")
+    part.ended["checks"] = {"status": 1, "late": False, "stderr": "Traceback\nMemoryError: no room\x1b[0m\n"}
+    assert {row.text for row in rows_of(part)["cluster.check"]} == {"gave no answer: MemoryError: no room"}
+    part.ended["checks"] = {"status": -9, "late": True, "stderr": "x"}
+    assert {row.text for row in rows_of(part)["cluster.check"]} == {"gave no answer: late"}
+
+
 def test_facts_are_cut_to_their_size() -> None:
     cut: Any = bounded({"a" * 5000: ["b" * 5000] * 5000})
     ((name, values),) = cut.items()
