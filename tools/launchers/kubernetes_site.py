@@ -300,6 +300,7 @@ class _Watcher:
                 reason, message = trouble(pod, rows(table(pod.get("status")).get("containerStatuses")))
                 if now - since > UNPLACED_S:
                     self.site.lose(task, "waiting", f"{reason}: {message}")
+            await self._look_for_missing(now)
             talking = [part for part in self.site.parts.values() if not part.silent and "ranks" not in part.ended]
             if len(self.site.parts) == self.plan.count and 0 < len(talking) < self.plan.count:
                 self.quiet_since = self.quiet_since or now
@@ -309,15 +310,30 @@ class _Watcher:
             else:
                 self.quiet_since = None
 
+    async def _look_for_missing(self, now: float) -> None:
+        """Give up the nodes that the Job has made no pod for, or whose pod was gone before it was seen."""
+        if not self.pods or now - self.began <= UNPLACED_S:
+            return
+        missing = [task for task in range(self.plan.count) if task not in self.site.parts]
+        if missing:
+            said = await self._warning()
+            for task in missing:
+                self.site.lose(task, "waiting", said or "the Job has no pod for it")
+
     async def _why_no_pods(self) -> None:
         """The Job's own events say what kept it from making pods: a quota, a policy."""
+        said = await self._warning()
+        if said:
+            self.site.refused = SiteError("kubernetes-no-pods", text=plain(said))
+            self.site.changed()
+
+    async def _warning(self) -> str:
+        """The last warning about the Job, or nothing."""
         with contextlib.suppress(ApiError):
             chosen = f"involvedObject.kind=Job,involvedObject.name={self.plan.name},type=Warning"
             found, _ = await self.api.list("events", fieldSelector=chosen)
-            said = [text(row.get("message"), 600) for row in found]
-            if said:
-                self.site.refused = SiteError("kubernetes-no-pods", text=plain(said[-1]))
-                self.site.changed()
+            return text(found[-1].get("message"), 600) if found else ""
+        return ""
 
 
 def _pod_name(pod: dict[str, Any]) -> str:

@@ -60,6 +60,7 @@ class FakeCluster:
     images: dict[str, str] = field(default_factory=dict)
     forbidden: tuple[str, ...] = ()
     no_pods: str = ""
+    pods_at_most: int = 0  # where no_pods says why
     unschedulable: str = ""
     drop_watches: int = 0
     forget: int = 0
@@ -133,11 +134,11 @@ class FakeCluster:
 
     def control(self, job: dict[str, Any]) -> None:
         name = job["metadata"]["name"]
+        completions = job["spec"]["completions"]
         if self.no_pods:
             event = {"kind": "Event", "metadata": {"name": "e1"}, "type": "Warning", "reason": "FailedCreate", "message": self.no_pods, "involvedObject": {"kind": "Job", "name": name}}  # fmt: skip
             self.put("events", event, "ADDED")
-            return
-        for index in range(job["spec"]["completions"]):
+        for index in range(self.pods_at_most if self.no_pods else completions):
             self.begin_pod(job, index)
 
     def begin_pod(self, job: dict[str, Any], index: int) -> None:

@@ -66,7 +66,7 @@ def finished(process: subprocess.Popen[str], seconds: float = 200) -> dict[str, 
 def checked(ran: subprocess.CompletedProcess[str], node: str) -> dict[str, list[tuple[str, Any]]]:
     """Of one node of `check -o json`: status and value of its rows by their id."""
     assert ran.returncode == 0, ran.stderr
-    (found,) = [row for row in json.loads(ran.stdout)["nodes"] if node in row["name"]]
+    (found,) = [row for row in json.loads(ran.stdout)["nodes"] if node in (row["name"], row["name"].partition("(")[2].rstrip(")"))]  # fmt: skip
     assert not found["lost"], found
     by_id: dict[str, list[tuple[str, Any]]] = {}
     for check in found["checks"]:

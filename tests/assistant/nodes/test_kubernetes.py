@@ -132,6 +132,17 @@ def test_a_quota_that_keeps_pods_out_is_quoted(monkeypatch: pytest.MonkeyPatch) 
     assert error.kind == "kubernetes-no-pods" and "exceeded quota" in str(error.values["text"])
 
 
+@pods
+def test_a_quota_that_lets_only_some_pods_in_is_quoted_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launched, "UNPLACED_S", 1.0)
+    cluster = FakeCluster(
+        images={"vllm": sys.executable}, no_pods='pods "x" is forbidden: exceeded quota: gpus', pods_at_most=1
+    )
+    report, left = go(cluster)
+    assert "exceeded quota" in report["summary"] and not left
+    assert {kind for kind, _ in cluster.objects} <= {"events"}
+
+
 @pytest.mark.parametrize(
     ("cluster", "words"),
     [
@@ -207,6 +218,22 @@ def test_checks_that_are_interrupted_remove_everything(tmp_path: Path, by: signa
         process.communicate(timeout=60)
         assert not cluster.objects
         assert all(one.poll() is not None for one in cluster.processes.values())
+
+
+@pods
+@pytest.mark.slow
+def test_sixty_four_pods_are_checked(tmp_path: Path) -> None:
+    """As many real programs on this machine as a cluster has nodes; one of them has a fault."""
+    cluster = FakeCluster(images={"vllm": wrapper(tmp_path, "export CUDA_LAUNCH_BLOCKING=1")})
+    began = time.monotonic()
+    with serving(cluster) as file:
+        ran = subprocess.run(checking(file, "--nodes", "64"), env=base_environment(tmp_path), capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+        assert not cluster.objects
+    print(f"\n64 pods checked and removed in {time.monotonic() - began:.1f} s")
+    assert ("bad", "CUDA_LAUNCH_BLOCKING=1") in checked(ran, "node-1")["host.lingering"]
+    nodes = json.loads(ran.stdout)["nodes"]
+    assert len(nodes) == 64 and not any(node["lost"] for node in nodes) and nodes[0]["name"] == "node-1"
+    assert not [node["name"] for node in nodes if any(check["id"] == "cluster.check" for check in node["checks"])]
 
 
 def test_pods_that_only_look_ask_for_no_gpu_and_may_stand_on_gpu_nodes() -> None:
