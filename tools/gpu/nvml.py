@@ -1,4 +1,7 @@
-"""NVIDIA's management library, asked politely: what a card or driver does not support is None, not an exception."""
+"""NVIDIA's management library, asked politely: what a card or driver does not support is None, not an exception.
+
+Stands alone (standard library, Python 3.9, and pynvml), as everything that launchers bring to nodes.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ class Nvml:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        # The second is no NVMLError: pynvml raises it where a driver is older than the newest form of a function.
+        names = ("NVMLError", "NVMLLibraryMismatchError")
+        self._refusals: tuple[type[Exception], ...] = tuple(getattr(module, n) for n in names if hasattr(module, n))
         self.refused: dict[str, str] = {}  # function -> why it gave nothing
 
     def ask(self, function: str, *arguments: Any) -> Any:
@@ -34,7 +40,7 @@ class Nvml:
             return None
         try:
             return called(*arguments)
-        except self.module.NVMLError as error:
+        except self._refusals as error:
             number = getattr(error, "value", None)
             if number in (self.module.NVML_ERROR_GPU_IS_LOST, getattr(self.module, "NVML_ERROR_RESET_REQUIRED", -1)):
                 raise GpuLostError(str(error)) from None

@@ -31,6 +31,21 @@ ROOT = Path(__file__).parents[3]
 WORKER = (ROOT / "tools" / "launchers" / "checks_worker.py").read_text("utf-8")
 
 
+#: What NVIDIA's library would be on a node: one card with errors in its memory; every other function is missing.
+NVML = """
+#include <string.h>
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return "refused"; }
+int nvmlSystemGetDriverVersion(char *to, unsigned most) { strncpy(to, "580.82.07", most); return 0; }
+int nvmlSystemGetCudaDriverVersion_v2(int *to) { *to = 13000; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *to) { *to = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **to) { *to = (void *)1; return 0; }
+int nvmlDeviceGetName(void *card, char *to, unsigned most) { strncpy(to, "NVIDIA H100", most); return 0; }
+int nvmlDeviceGetTotalEccErrors(void *card, int kind, int counter, unsigned long long *to) { *to = 3; return 0; }
+"""
+
+
 def looked(*before: str, seconds: float = 15, **environment: str) -> tuple[Part, str]:
     """This machine as the program sees it that travels to nodes, and all that it printed."""
     given = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/root"), "HF_HUB_OFFLINE": "1", **environment}
@@ -127,6 +142,17 @@ def test_a_part_that_hangs_or_fails_keeps_none_of_the_others_back() -> None:
     assert graphics.checks[0].id != "cluster.check"
     assert "too late" in host.checks[0].text and (host.verdict, len(host.checks)) == ("unknown", 1)
     assert "sysfs" in network.checks[0].text and "\x1b" not in network.checks[0].text
+
+
+def test_the_card_of_a_node_is_read_through_the_pynvml_that_travels(tmp_path: Path) -> None:
+    if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
+        pytest.skip("no C compiler here")
+    (tmp_path / "nvml.c").write_text(NVML)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"], check=True, timeout=60)  # fmt: skip
+    part, _ = looked(LD_LIBRARY_PATH=str(tmp_path))
+    found = rows_of(part)
+    assert [(row.status, "GPU 0" in f"{row.value}") for row in found["gpu.ecc"]] == [("bad", True)], found
+    assert "NVIDIA H100" in str(found["gpu.card"][0].value) and "580.82.07" in str(found["gpu.driver-age"][0].value)
 
 
 @pytest.mark.parametrize(
