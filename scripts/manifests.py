@@ -62,10 +62,10 @@ def kubernetes(folder: Path) -> str:
 
 
 def collectives() -> list[dict[str, Any]]:
-    """What `sanity nccl --launcher kubernetes` makes, with few options and with all."""
+    """What `sanity nccl` and `check` make with `--launcher kubernetes`, with few options and with all."""
     least = JobPlan(name="vllm-diagnose-0a1b2c3d", namespace="inference", image="vllm/vllm-openai:v0.11.0", count=2)
     most = replace(least, ranks_per_node=8, nodes=("gpu-1", "gpu-2"), host_network=True, stage_s=30.0)
-    plans = (least, replace(least, cpu_only=True), most)
+    plans = (least, replace(least, cpu_only=True), most, replace(least, cpu_only=True, checks_s=15.0))
     return [one for plan in plans for one in (job(plan), service(plan, "uid"), config_map(plan, "uid"))]
 
 

@@ -151,15 +151,13 @@ MailProg=/bin/true
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
-NodeName=n1 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[1]} CPUs=1 RealMemory=500
-NodeName=n2 NodeAddr=127.0.0.1 NodeHostname={host} Port={ports[2]} CPUs=1 RealMemory=500
-PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
 @contextlib.contextmanager
-def slurm() -> Iterator[Cluster]:
-    """munged, slurmctld and two slurmd, from Debian's packages; each node's ranks have an address of their own."""
+def slurm(count: int = 2) -> Iterator[Cluster]:
+    """munged, slurmctld and ``count`` slurmd, from Debian's packages; each node's ranks have an address of their own."""
     need_torch()
     if not (SLURM / "sbin" / "slurmd-wlm").exists():
         pytest.skip("there is no Slurm here; scripts/slurm_setup.sh .slurm unpacks Debian's")
@@ -175,9 +173,14 @@ def slurm() -> Iterator[Cluster]:
     prolog = run / "prolog"
     prolog.write_text('#!/bin/sh\necho "export VLLM_HOST_IP=127.0.61.${SLURMD_NODENAME#n}"\n')
     prolog.chmod(0o755)
-    (run / "slurm.conf").write_text(
-        _CONFIG.format(host=socket.gethostname().split(".")[0], ports=free_ports(3), run=run, plugins=plugins)
-    )
+    names = [f"n{number}" for number in range(1, count + 1)]
+    host, ports = socket.gethostname().split(".")[0], free_ports(1 + count)
+    lines = [
+        f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=1 RealMemory=50\n"
+        for name, port in zip(names, ports[1:], strict=True)
+    ]
+    config = _CONFIG.format(host=host, ports=ports, run=run, plugins=plugins).partition("PartitionName")
+    (run / "slurm.conf").write_text("".join((config[0], *lines, *config[1:])))
     env = base_environment(run) | {
         "SLURM_CONF": str(run / "slurm.conf"),
         "LD_LIBRARY_PATH": f"{libraries}:{plugins}:{SLURM.parent}/lib/x86_64-linux-gnu",
@@ -203,7 +206,7 @@ def slurm() -> Iterator[Cluster]:
     def up() -> None:
         end = time.monotonic() + 60
         while time.monotonic() < end:
-            if ask("sinfo", "-h", "-N", "-o", "%N %T").split() == ["n1", "idle", "n2", "idle"]:
+            if sorted(ask("sinfo", "-h", "-N", "-o", "%N=%T").split()) == sorted(f"{name}=idle" for name in names):
                 return
             time.sleep(0.3)
         logs = "".join(path.read_text()[-1500:] for path in run.glob("*.log"))
@@ -213,11 +216,11 @@ def slurm() -> Iterator[Cluster]:
         files = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munged.pid", "log-file": "munged.log", "seed-file": "seed"}  # fmt: skip
         daemon(f"{SLURM}/sbin/munged", "--foreground", "--force", *(f"--{k}={run / v}" for k, v in files.items()))
         daemon(f"{SLURM}/sbin/slurmctld-wlm", "-D", "-c")
-        node("n1")
-        node("n2")
+        for name in names:
+            node(name)
         up()
         extra = {"ask": ask, "node": node, "up": up}
-        yield Cluster("slurm", env, ["--ports", "29630-29632", "--nodes", "2"], kill, extra=extra)
+        yield Cluster("slurm", env, ["--ports", "29630-29632", "--nodes", str(count)], kill, extra=extra)
     finally:
         ask("scancel", "--user=root")
         for process in reversed(started):

@@ -161,6 +161,20 @@ def test_a_node_that_dies_is_named(cluster: Cluster) -> None:
         cluster.extra["up"]()
 
 
+@pytest.mark.slow
+def test_sixty_four_nodes_are_checked() -> None:
+    """As many slurmd on this machine, beside the two of the other tests."""
+    with slurm(64) as many:
+        began = time.monotonic()
+        words = command("check", "--launcher", "slurm", "--nodes", "64", "--yes", "--python", many.python, "-o", "json")
+        ran = subprocess.run(words, env=many.environment, capture_output=True, text=True, timeout=120, check=False)
+        print(f"\n64 nodes of Slurm checked in {time.monotonic() - began:.1f} s")
+        assert ran.returncode == 0, ran.stderr
+        nodes = json.loads(ran.stdout)["nodes"]
+        assert len(nodes) == 64 and not [node for node in nodes if node["lost"]]
+        assert not [node["name"] for node in nodes if any(check["id"] == "cluster.check" for check in node["checks"])]
+
+
 def test_without_srun_it_is_said_in_both_languages(tmp_path: Path) -> None:
     env = base_environment(tmp_path) | {"PATH": "/nowhere"}
     for lang, words in (("en", "no srun"), ("zh", "没有 srun")):
