@@ -6,6 +6,7 @@ from typing import Any
 
 from tools.gpu.cards import Holder, read_holders
 from tools.gpu.nvml import GpuLostError, NoNvmlError, opened
+from tools.registry import ActionError
 
 #: Memory that is taken without any process being listed counts as somebody from here on: a container does not see the
 #: host's processes. An idle card's driver takes up to about 0.6 GiB (seen on H100 with driver 550).
@@ -30,3 +31,15 @@ def busy(module: Any = None) -> list[Holder]:
     except NoNvmlError:
         return []
     return sorted(found, key=lambda holder: -holder.bytes)
+
+
+def refuse_busy(permitted: bool, *, instead: str = "Stop") -> None:
+    """Raises ``ActionError``, which names the largest holder, where somebody uses a GPU and that was not agreed to.
+    ``instead`` begins the sentence that says what to do."""
+    held = busy()
+    if held and not permitted:
+        first = held[0]
+        raise ActionError(
+            f"GPU {first.gpu} is in use: process {first.pid} ({first.name}) holds {first.bytes / 2**30:.1f} GiB. The test "
+            f"would disturb it. {instead} that process, or give --on-busy-gpu if it may be disturbed."
+        )

@@ -9,12 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from tools.gpu.holders import refuse_busy
 from tools.processes import listeners, process
 from tools.redaction import clean, redact
 from tools.registry import ActionError, Context, action
 from tools.sanity.choose import Chosen, choose, only_here
 from tools.sanity.launch import Event, LaunchError, Ran, run_program
-from tools.sanity.nccl_bisect import Change, changes_for
+from tools.sanity.nccl_bisect import Trial, accuses_custom, runs_without_custom, trials_for
 from tools.sanity.nccl_output import NcclSaid, read_nccl
 from tools.sanity.results import Asked, Language, Report, Sheet, Status, plain
 
@@ -34,7 +35,7 @@ class NcclInput(Asked):
     here: int | None = Field(None, ge=1, le=64, description="ranks started here; all unless given")
     stage_s: float | None = Field(None, ge=1, le=600, description="seconds each stage may take")
     cpu_only: bool = Field(False, description="leave the GPU stages out")
-    bisect: bool = Field(True, description="on failure, try one environment change at a time")
+    bisect: bool = Field(True, description="on failure, try one change at a time")
     on_busy_gpu: bool = Field(False, description="run although another process holds GPU memory")
 
 
@@ -70,7 +71,7 @@ class StageRow(BaseModel):
 
 
 class Tried(BaseModel):
-    """One change of the environment and whether the test passed with it."""
+    """One change of the environment or of the server's flags, and whether the test passed with it."""
 
     change: str
     passed: bool
@@ -78,6 +79,7 @@ class Tried(BaseModel):
 
 class NcclReport(Report):
     """The result. ``cure`` is the first change that made the test pass; it is a work-around, at the price in ``cost``.
+    ``vllm_version`` is that of the vLLM which the ranks could import.
     ``failed_at`` is when the first rank failed, in seconds since 1970 on this machine's clock."""
 
     ranks: int = 0
@@ -88,6 +90,7 @@ class NcclReport(Report):
     cure: str | None = None
     cost: str | None = None
     transports: dict[str, str] = Field(default_factory=dict)
+    vllm_version: str | None = None
     failed_at: float | None = None
     log: str = ""
 
@@ -109,10 +112,10 @@ async def run_nccl_test(given: NcclInput, context: Context) -> NcclReport:
     only_here(context, python=given.python)
     chosen = await asyncio.to_thread(choose, given.python, given.pid)
     if not given.cpu_only:
-        await asyncio.to_thread(_refuse_busy, given.on_busy_gpu)
+        await asyncio.to_thread(refuse_busy, given.on_busy_gpu, instead="Give --cpu-only, stop")
     environment = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,ENV,NET", "TORCH_NCCL_BLOCKING_WAIT": "0"}
     environment = {**environment, **chosen.environment, "NCCL_DEBUG": "INFO"}
-    ran = await _once(given, chosen, environment, context)
+    ran = await _once(given, chosen, environment, Trial(), context)
     report = judged(given.lang, ran, chosen.command[-1])
     speeds = next((e["facts"]["bus_gb_per_s"] for e in ran.events if "bus_gb_per_s" in (e.get("facts") or {})), None)
     if speeds:
@@ -123,19 +126,7 @@ async def run_nccl_test(given: NcclInput, context: Context) -> NcclReport:
     return report
 
 
-def _refuse_busy(permitted: bool) -> None:
-    from tools.gpu.holders import busy
-
-    held = busy()
-    if held and not permitted:
-        first = held[0]
-        raise ActionError(
-            f"GPU {first.gpu} is in use: process {first.pid} ({first.name}) holds {first.bytes / 2**30:.1f} GiB. The test "
-            "would disturb it. Give --cpu-only, stop that process, or give --on-busy-gpu if it may be disturbed."
-        )
-
-
-async def _once(given: NcclInput, chosen: Chosen, environment: Mapping[str, str], context: Context, note: str = "") -> Ran:  # fmt: skip
+async def _once(given: NcclInput, chosen: Chosen, environment: Mapping[str, str], trial: Trial, context: Context, note: str = "") -> Ran:  # fmt: skip
     arguments = ["--child"]
     for option, value in (
         ("--ranks", given.ranks),
@@ -148,6 +139,8 @@ async def _once(given: NcclInput, chosen: Chosen, environment: Mapping[str, str]
             arguments += [option, str(value)]
     if given.cpu_only:
         arguments.append("--cpu-only")
+    if not trial.custom or (chosen.server is not None and runs_without_custom(chosen.server.main.command)):
+        arguments.append("--no-custom-all-reduce")
     sheet = Sheet("run_nccl_test", given.lang)
     names: list[str] = []
 
@@ -163,34 +156,43 @@ async def _once(given: NcclInput, chosen: Chosen, environment: Mapping[str, str]
 
         seconds = sum(given.stage_s if given.stage_s and s != "import" else STAGES[s] for s in STAGES) + _MARGIN_S
         return await run_program(
-            chosen.command, script(), arguments, environment=environment, deadline_s=seconds, on_event=follow
+            chosen.command, script(), arguments, environment=trial.on(environment), deadline_s=seconds, on_event=follow
         )
     except LaunchError as error:
         raise ActionError(str(error)) from None
 
 
 async def _bisect(given: NcclInput, chosen: Chosen, environment: Mapping[str, str], worst: Finding, report: NcclReport, context: Context) -> None:  # fmt: skip
+    """Try one change at a time until the test passes. Where a change cures NCCL and vLLM's own all-reduce fails next, that
+    is left out as well: both read the peers' memory, and a variable of NCCL's turns off only one of them."""
     from tools.network.interfaces import candidates
 
     names = [interface.name for interface in await asyncio.to_thread(candidates)]
     if (given.here or given.ranks) == given.ranks and not given.first_rank:
         names.append("lo")  # all ranks are on this machine, so loopback connects them
-    for change in changes_for(worst.stage, environment, names):
-        ran = await _once(given, chosen, change.on(environment), context, note=f"({change.shown})")
+    version = report.vllm_version
+    trials = trials_for(worst.stage, worst.kind, worst.quote, environment, names)
+    while trials:
+        trial = trials.pop(0)
+        shown = trial.shown(version)
+        ran = await _once(given, chosen, environment, trial, context, note=f"({shown})")
         passed = any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
-        report.tried.append(Tried(change=change.shown, passed=passed))
+        report.tried.append(Tried(change=shown, passed=passed))
         if passed:
-            _cured(report, change, given.lang)
+            _cured(report, trial, given.lang)
             return
+        after = next((f for f in judged(given.lang, ran, report.python).findings if f.severity == "bad"), None)
+        if after is not None and trial.custom and accuses_custom(after.stage, after.kind, after.quote):
+            trials.insert(0, trial.without_custom())
 
 
-def _cured(report: NcclReport, change: Change, lang: Language) -> None:
+def _cured(report: NcclReport, trial: Trial, lang: Language) -> None:
     sheet = Sheet(report.tool, lang)
-    report.cure = change.shown
-    report.cost = sheet.word(f"bisect-{change.name}")
-    sheet.fact("collective.cure", change.name)
+    report.cure = trial.shown(report.vllm_version)
+    report.cost = " ".join(sheet.word(f"bisect-{part}") for part in trial.parts)
+    sheet.fact("collective.cure", trial.name)
     report.facts += sheet.facts
-    report.summary += sheet.word("nccl-cured", change=change.shown)
+    report.summary += sheet.word("nccl-cured", change=report.cure)
 
 
 def compare_bandwidth(report: NcclReport, lang: Language, speeds: Mapping[str, float], module: Any = None) -> None:
@@ -243,6 +245,9 @@ def judged(lang: Language, ran: Ran, python: str) -> NcclReport:
     for raw in (verdict or {}).get("findings", []):
         if raw["kind"] == "shm-too-small" and raw.get("facts", {}).get("total_bytes"):
             sheet.fact("host.shm_bytes", int(raw["facts"]["total_bytes"]), raw["text"])
+    version = next((str(e["facts"]["vllm"]) for e in ran.events if "vllm" in (e.get("facts") or {})), None)
+    if version is not None:
+        sheet.fact("server.version", version)
     nccl = read_nccl(outputs)
     _nccl_rows(sheet, nccl)
     ranks = int(start.get("ranks", 0))
@@ -264,6 +269,7 @@ def judged(lang: Language, ran: Ran, python: str) -> NcclReport:
         stages=stages,
         findings=findings,
         transports=dict(nccl.transports or {}),
+        vllm_version=plain(version, 40) if version is not None else None,
         failed_at=min(
             (
                 float(e["at"])
@@ -331,7 +337,8 @@ def _stages(sheet: Sheet, start: Event, ran: Ran, findings: list[Finding]) -> li
     for stage in start.get("stages") or ():
         of_stage = [e for e in ran.events if e.get("stage") == stage]
         done = [float(e["seconds"]) for e in of_stage if e["event"] == "done"]
-        skipped = next((str(e["why"]) for e in of_stage if e["event"] == "skipped"), None)
+        by_rank = sorted((e for e in of_stage if e["event"] == "skipped"), key=lambda e: int(e["rank"]))
+        skipped = str(by_rank[0]["why"]) if by_rank else None  # vLLM tells why on the first rank of a node only
         title = sheet.word(f"nccl-stage-{stage}")
         if stage in bad:
             rows.append(StageRow(stage=stage, status="bad", title=title))

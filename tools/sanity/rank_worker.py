@@ -41,12 +41,16 @@ STAGES: dict[str, float] = {
     "vllm": 120.0,
     "graph": 60.0,
     "bandwidth": 60.0,
+    "custom": 60.0,
 }
 #: Bytes of the shared memory segment that is really filled: more than the 64 KiB to 64 MiB of a careless container would
 #: hide, less than anybody misses. vLLM's own queue takes up to 24 chunks of 16 MiB (shm_broadcast.py, vLLM 0.32.0).
 SHM_BYTES = 96 << 20
 #: Sizes of the bandwidth stage in MiB. Input and output of the largest stay below the 256 MiB that a rank may take.
 BANDWIDTH_MIB = (1, 16, 96)
+#: Bytes of the sums of the custom all-reduce, as far as its own limit permits: small ones are read from the peers at once,
+#: large ones in two steps (csrc/custom_all_reduce.cuh, vLLM 0.4.3 to 0.32.0). Both are multiples of the 16 that it wants.
+CUSTOM_BYTES = (16 << 10, 4 << 20)
 #: How much text one rank may print before the rest is dropped.
 MOST_OUTPUT = 256 << 10
 #: Seconds in which the other ranks may still say what they saw, once the first one has failed.
@@ -82,6 +86,7 @@ class Rank:
         self.store: Any = None
         self.vllm: Any = None
         self.nccl: Any = None
+        self.custom: Any = None  # kept until the rank ends: freed earlier, a peer might still read its memory
 
     def seconds(self, stage: str) -> float:
         return seconds_of(self.options, stage)
@@ -307,6 +312,84 @@ class Rank:
             found[str(mib)] = round(2 * (self.world - 1) / self.world * (mib << 20) / seconds / 1e9, 3)
             del data
         return {"bus_gb_per_s": found}
+
+    def stage_custom(self) -> dict[str, Any]:
+        """vLLM's own all-reduce, which reads the peers' memory without NCCL: at once and inside a CUDA graph."""
+        self._needs_gpu()
+        if self.options.no_custom_all_reduce:
+            raise Skip("custom-left-out")
+        if self.world < 2:
+            raise Skip("one-rank")
+        if self.options.here < self.world:
+            raise Skip("custom-several-nodes")
+        self.torch.cuda.empty_cache()  # what the stages before took and no longer need
+        custom = self.custom = self.custom_communicator()
+        sizes = sorted({min(size, custom.max_size // 2 // 16 * 16) for size in CUSTOM_BYTES})
+        for size in sizes:
+            data = self.torch.full((size // 2,), float(self.rank + 1), dtype=self.torch.float16, device="cuda")
+            self._must_be_sum(self._custom_sum(data))
+        data = self.torch.full((sizes[0] // 2,), 0.0, dtype=self.torch.float16, device="cuda")
+        graph = self.torch.cuda.CUDAGraph()
+        with (
+            custom.capture(),
+            self.torch.cuda.graph(graph),
+        ):  # the end of capture() tells the peers where its buffers lie
+            out = custom.custom_all_reduce(data)
+        for times in (1.0, 2.0):
+            data.fill_(times * (self.rank + 1))
+            graph.replay()
+            self.torch.cuda.synchronize()
+            self._must_be_sum(out, times)
+        return {"custom_bytes": sizes}
+
+    def _custom_sum(self, data: Any) -> Any:
+        out = self.custom.custom_all_reduce(data)
+        if out is None:
+            raise Skip(f"custom-refused: {data.numel() * data.element_size()} bytes")
+        self.torch.cuda.synchronize()
+        return out
+
+    def custom_communicator(self) -> Any:
+        """vLLM's ``CustomAllreduce`` over all ranks, as CudaCommunicator makes it; raises :class:`Skip` with vLLM's own words
+        where it declines: no kernels in this build, a world size it has none for, more than two cards without NVLink, no
+        peer-to-peer access."""
+        import inspect
+        import logging
+
+        import torch.distributed as dist
+
+        try:
+            import vllm
+            from vllm.distributed.device_communicators import custom_all_reduce as module
+        except ImportError as error:
+            raise Skip(f"no-vllm: {first_line(error)}") from None
+        version = str(getattr(vllm, "__version__", "?"))
+        kind: Any = getattr(module, "CustomAllreduce", None)
+        takes = inspect.signature(kind.__init__).parameters if kind is not None else {}
+        if not {"group", "device"} <= set(takes) or not hasattr(kind, "custom_all_reduce"):
+            raise Skip(f"custom-unknown-form: {version}")  # before 0.4.3 it was made of functions
+        if hasattr(module, "gpu_p2p_access_check"):
+            # vLLM's own check wants its world group, starts processes and writes a file, and in 0.32.0 it is off unless
+            # asked for. The driver's word is enough here: the sums that follow are the test.
+            module.gpu_p2p_access_check = self.torch.cuda.can_device_access_peer
+        said: list[str] = []
+        listener = logging.Handler()
+        setattr(listener, "emit", lambda record: said.append(record.getMessage()))  # noqa: B010 (it is replaced)
+        logger = logging.getLogger(module.__name__)
+        logger.addHandler(listener)
+        logger.setLevel(logging.INFO)  # vLLM sets its levels only when an engine is made
+        try:
+            limit = datetime.timedelta(seconds=self.seconds("custom") * 3)
+            group = dist.new_group(backend="gloo", timeout=limit)
+            made = kind(group=group, device=self.local)
+            if hasattr(made, "finalize_p2p"):  # some versions open the peers' memory in a second step
+                made.finalize_p2p()
+        finally:
+            logger.removeHandler(listener)
+        if made.disabled:
+            why = next((text for text in said if "disabled" in text), f"vLLM {version}")
+            raise Skip(f"custom-refused: {why.partition(' To silence')[0]}")
+        return made
 
 
 def first_line(error: BaseException) -> str:
@@ -784,6 +867,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--stage-seconds", type=float, default=0.0, help="deadline of every stage but the import of torch"
     )
     parser.add_argument("--cpu-only", action="store_true", help="leave the GPU stages out")
+    parser.add_argument(
+        "--no-custom-all-reduce", action="store_true", help="leave out what --disable-custom-all-reduce turns off"
+    )
     parser.add_argument("--child", action="store_true", help="end everything when standard input is closed")
     options = parser.parse_args(arguments)
     if not options.ranks:

@@ -134,9 +134,7 @@ def nccl(
         float | None, typer.Option("--stage-seconds", min=1, max=600, help="seconds each stage may take")
     ] = None,
     cpu_only: Annotated[bool, typer.Option("--cpu-only", help="leave the GPU stages out")] = False,
-    bisect: Annotated[
-        bool, typer.Option("--bisect/--no-bisect", help="on failure, try one environment change at a time")
-    ] = True,
+    bisect: Annotated[bool, typer.Option("--bisect/--no-bisect", help="on failure, try one change at a time")] = True,
     on_busy_gpu: Annotated[
         bool, typer.Option("--on-busy-gpu", help="run although another process holds GPU memory")
     ] = False,

@@ -122,6 +122,27 @@ def test_sound_ranks_pass(run: Callable[..., Any], ranks: int) -> None:
     assert report.facts[0].value == "none"
 
 
+#: Comes to vLLM's class without the GPU that the stage asks for before.
+WITHOUT_GPU = "Rank.stage_custom = lambda self: {'made': self.custom_communicator() is not None}"
+
+
+def test_the_real_vllm_declines_its_custom_all_reduce_in_its_own_words(run: Callable[..., Any], torch_python: str) -> None:  # fmt: skip
+    """The class of the installed vLLM over a real group: a build without its kernels says so, and the stage is skipped."""
+    probe = (
+        "import torch, importlib.util as u; print(u.find_spec('vllm') is not None and not torch.cuda.is_available())"
+    )
+    ran = subprocess.run([torch_python, "-I", "-c", probe], capture_output=True, text=True, check=False)
+    if ran.stdout.strip() != "True":
+        pytest.skip("this needs a vLLM on a machine without a GPU")
+    usual = {row.stage: row for row in run("--ranks", "2").stages}
+    assert (usual["custom"].status, usual["custom"].why) == ("skipped", "needs the GPU stage before it")
+    report = run("--ranks", "2", "--stage-seconds", "110", change=WITHOUT_GPU)
+    row = {row.stage: row for row in report.stages}["custom"]
+    assert faults(report) == []
+    wanted = "vLLM does not use it here: Custom allreduce is disabled because of missing custom allreduce library"
+    assert (row.status, row.why, [r.rank for r in row.ranks]) == ("skipped", wanted, [0, 1])
+
+
 def test_a_rank_that_never_starts(run: Callable[..., Any]) -> None:
     assert faults(run("--ranks", "2", change=NEVER)) == [("rank-never-started", "barrier", [1])]
 
