@@ -19,7 +19,8 @@ LOCAL_USER = "local"
 #: What a test takes over from the server's environment: what decides how ranks talk, which devices they see, which
 #: libraries they load. Credentials have other names.
 _TAKEN = ("NCCL_", "GLOO_", "CUDA_", "HIP_", "ROCR_", "UCX_", "TORCH_", "LD_LIBRARY_PATH", "NVIDIA_", "OMP_")
-_TAKEN_VLLM = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_NCCL_SO_PATH", "VLLM_PORT", "VLLM_CACHE_ROOT")
+_TAKEN_VLLM = ("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_NCCL_SO_PATH", "VLLM_PORT", "VLLM_CACHE_ROOT",
+               "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA", "VLLM_TARGET_DEVICE")  # fmt: skip
 #: What decides where and by which programs torch.compile compiles.
 _TAKEN_COMPILE = ("PATH", "CC", "CXX", "HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 #: What belongs to our own interpreter and must not reach another one.

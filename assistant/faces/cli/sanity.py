@@ -87,6 +87,16 @@ def host(
     took: Annotated[
         float | None, typer.Option("--took", min=0.1, help="with --loads: seconds that loading took; else from the log")
     ] = None,
+    dummy: Annotated[
+        bool, typer.Option("--dummy", help="with --loads: load the model with invented weights too, reading no file")
+    ] = False,
+    ranks: Annotated[
+        int | None, typer.Option("--ranks", min=1, max=64, help="with --loads: ranks that load; else the server's")
+    ] = None,
+    python: PythonOption = None,
+    on_busy_gpu: Annotated[
+        bool, typer.Option("--on-busy-gpu", help="with --dummy: run although another process holds GPU memory")
+    ] = False,
     node: NodeNameOption = None,
     lang: LangOption = None,
     output: OutputOption = Output.text,
@@ -98,8 +108,19 @@ def host(
     if loads:
         import tools.host.loading
 
-        _act("measure_loading", {"pid": pid, "model": model, "took_s": took}, shown, "loading", node=node)
+        arguments = {
+            "pid": pid,
+            "model": model,
+            "took_s": took,
+            "ranks": ranks,
+            "dummy": dummy,
+            "python": python,
+            "on_busy_gpu": on_busy_gpu,
+        }
+        _act("measure_loading", arguments, shown, "loading", node=node)
         return
+    if dummy or on_busy_gpu or any(given is not None for given in (took, ranks, python)):
+        fail("--took, --dummy, --ranks, --python and --on-busy-gpu belong to --loads")
     import tools.host.check  # noqa: F401 (declares the action)
 
     _act("check_host", {"pid": pid, "model": model}, shown, "host", node=node)
