@@ -192,6 +192,21 @@ class Service:
         )
         return await self.diagnose(principal, whole, face=face)
 
+    async def with_check(
+        self, principal: Principal, job: str, language: Language | None = None, *, face: str
+    ) -> Answered:
+        """A new incident of what a saved one knows and what a check of it has found.
+
+        Raises what :meth:`job` and :meth:`more` raise, and :class:`QuestionError` where the check found nothing to decide by.
+        """
+        from assistant.checked import found_by
+
+        done = await self.job(principal, job)
+        ask = found_by(done)
+        if ask is None or done.incident is None:
+            raise QuestionError(f"The check {done.action} has found nothing that a diagnosis could use.")
+        return await self.more(principal, done.incident, replace(ask, language=language), face=face)
+
     async def incident(self, principal: Principal, incident: str, language: Language | None = None) -> Answered:
         """A saved incident, diagnosed again from its evidence, in another language where one is asked for.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import Response
 
 from assistant.acting import confirmed_or_ticket, enqueue
+from assistant.checked import found_by
 from assistant.faces.web.visit import PageError, Visit
 from assistant.render.results import result_blocks
 from assistant.security.roles import NEEDED
@@ -108,6 +109,7 @@ async def followed(visit: Visit) -> Response:
         if job.state == "done"
         else visit.word(f"web-check-{state}", **({"why": why} if state == "failed" else {})),
         doing=job.doing if not job.finished else "",
+        decides=found_by(job) is not None,
         rows=result_blocks(action, job.result, visit.service.catalog, visit.lang)
         if action and job.state == "done"
         else [],
@@ -116,6 +118,15 @@ async def followed(visit: Visit) -> Response:
         # A header, because a page that renews itself from within takes readers' place away without their browser knowing.
         response.headers["Refresh"] = str(_AGAIN_S)
     return response
+
+
+async def go_on(visit: Visit) -> Response:
+    """Diagnose the incident again, with what its check has found."""
+    job = visit.request.path_params["job"]
+    answered = await visit.service.with_check(visit.principal, job, visit.lang, face="web")
+    if answered.incident is None:
+        raise PageError(503, visit.told(answered.not_saved or ""))
+    return visit.to(f"/incidents/{answered.incident}")
 
 
 async def stop(visit: Visit) -> Response:

@@ -41,6 +41,7 @@ def mount(app: FastAPI, shared: Shared) -> None:
         ("/incidents/{incident}/checks", checks.run, "POST"),
         ("/jobs/{job}", checks.followed, "GET"),
         ("/jobs/{job}/stop", checks.stop, "POST"),
+        ("/jobs/{job}/diagnose", checks.go_on, "POST"),
         ("/runbooks", reading.runbooks, "GET"),
         ("/runbooks/site/{name:path}", reading.site_runbook, "GET"),
         ("/runbooks/{area}/{slug}", reading.one_runbook, "GET"),

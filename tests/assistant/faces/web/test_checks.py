@@ -94,6 +94,51 @@ def test_what_only_looks_needs_no_agreement(viewer: Page) -> None:
     sound(text)
 
 
+def test_what_a_check_found_decides_the_incident_anew(operator: Page, viewer: Page) -> None:
+    """The real test of the ranks, which fails here for want of torch or of nothing, goes into a new incident."""
+    incident = asked(operator, HANGS)
+    shown = operator.post(f"{incident}/checks", {"step": "tool-run_nccl_test"}, on=incident)
+    ticket = re.search(r'name="ticket" value="([^"]+)"', shown.text)
+    assert ticket
+    given = {"step": "tool-run_nccl_test", "ticket": ticket[1]}
+    job = operator.post(f"{incident}/checks", given, on=incident).headers["location"]
+    text = finished(operator, job)
+    assert f'action="{job}/diagnose"' in text and "Diagnose again with this result" in text
+    assert viewer.post(f"{job}/diagnose", {}, on=incident).status_code == 404  # somebody else's check
+    assert operator.client.post(f"{job}/diagnose").status_code == 403  # a form that this server did not make
+    again = operator.post(f"{job}/diagnose", {}, on=job)
+    assert again.status_code == 303, again.text
+    decided = again.headers["location"]
+    assert decided.startswith("/incidents/") and decided != incident
+    text = operator.get(decided).text
+    sound(text)
+    assert "run_nccl_test" in text  # it was looked at
+    assert HANGS in text  # what was said before is still known
+    assert 'value="tool-run_nccl_test"' not in text  # and not asked for again
+
+
+def test_a_check_that_ended_without_facts_decides_nothing(site: Site) -> None:
+    from assistant.checked import found_by
+    from assistant.store.jobs import Job
+    from tools.sanity.results import Fact, Report
+
+    def job(**given: object) -> Job:
+        made = object.__new__(Job)
+        plain: dict[str, object] = {"state": "done", "incident": "i", "action": "check_gpu", "result": None, **given}
+        for name, value in plain.items():
+            object.__setattr__(made, name, value)
+        return made
+
+    empty = Report(tool="check_gpu", verdict="ok", summary="")
+    full = empty.model_copy(update={"facts": [Fact(name="gpu.count", value=2)]}).model_dump(mode="json")
+    assert found_by(job(result=empty.model_dump(mode="json"))) is None
+    for given in ({"state": "failed"}, {"incident": None}, {"action": "search_knowledge"}, {"action": "no_such_tool"}):
+        assert found_by(job(**{"result": full, **given})) is None
+    found = found_by(job(result=full))
+    assert found is not None
+    assert [(e.name, e.value) for e in found.readings[0].evidence] == [("gpu.count", 2)]
+
+
 def test_what_was_seen_before_here_is_shown_with_the_fix_that_worked(viewer: Page) -> None:
     earlier = asked(viewer, logs=(("server.log", LOG),))
     viewer.post(f"{earlier}/feedback", {"helped": "yes", "comment": f"copied the shard again {HOSTILE}"}, on=earlier)
