@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 
 
 def found_by(job: Job) -> Ask | None:
-    """What a job found out about an incident; None where it is not done, belongs to none, or its tool states no facts."""
-    if job.state != "done" or job.incident is None or not isinstance(job.result, Mapping):
+    """What a job found out about an incident; None where it is not done, belongs to none, or has nothing to decide by."""
+    if job.state != "done" or job.incident is None:
         return None
+    return found_in(job.action, job.result)
+
+
+def found_in(action: str, result: Any) -> Ask | None:
+    """The facts in the result of an action, as its model dumps it; None where it states none."""
     try:
-        model = registry.get(job.action).output_model
+        model = registry.get(action).output_model
     except ActionError:
         return None  # this server was started without the tool
-    if not issubclass(model, Report):
+    if not issubclass(model, Report) or not isinstance(result, Mapping):
         return None
-    report: Any = model.model_validate(job.result)
+    report: Any = model.model_validate(result)
     printed = str(getattr(report, "log", ""))
     if not report.facts and not printed.strip():
         return None

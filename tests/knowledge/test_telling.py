@@ -22,11 +22,13 @@ MODULES = (
     "assistant/store/incidents.py",
     "tools/capture/bundle.py",
     "tools/capture/capture.py",
+    "tools/gpu/holders.py",
     "tools/host/loading.py",
     "tools/launchers/links.py",
     "tools/profile.py",
     "tools/registry.py",
     "tools/sanity/choose.py",
+    "tools/sanity/dummy_load.py",
     "tools/sanity/nccl.py",
 )
 ERRORS = {

@@ -33,13 +33,19 @@ def busy(module: Any = None) -> list[Holder]:
     return sorted(found, key=lambda holder: -holder.bytes)
 
 
-def refuse_busy(permitted: bool, *, instead: str = "Stop") -> None:
+def refuse_busy(permitted: bool, *, cpu_only: bool = False) -> None:
     """Raises ``ActionError``, which names the largest holder, where somebody uses a GPU and that was not agreed to.
-    ``instead`` begins the sentence that says what to do."""
+    ``cpu_only`` says that the test can leave the GPUs out."""
     held = busy()
-    if held and not permitted:
-        first = held[0]
+    if not held or permitted:
+        return
+    gpu, pid, name, gib = held[0].gpu, held[0].pid, held[0].name, f"{held[0].bytes / 2**30:.1f}"
+    if cpu_only:
         raise ActionError(
-            f"GPU {first.gpu} is in use: process {first.pid} ({first.name}) holds {first.bytes / 2**30:.1f} GiB. The test "
-            f"would disturb it. {instead} that process, or give --on-busy-gpu if it may be disturbed."
+            f"GPU {gpu} is in use: process {pid} ({name}) holds {gib} GiB. The test would disturb it. Give --cpu-only, stop that "
+            "process, or give --on-busy-gpu if it may be disturbed."
         )
+    raise ActionError(
+        f"GPU {gpu} is in use: process {pid} ({name}) holds {gib} GiB. The test would disturb it. Stop that process, or give "
+        "--on-busy-gpu if it may be disturbed."
+    )

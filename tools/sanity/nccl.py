@@ -112,7 +112,7 @@ async def run_nccl_test(given: NcclInput, context: Context) -> NcclReport:
     only_here(context, python=given.python)
     chosen = await asyncio.to_thread(choose, given.python, given.pid)
     if not given.cpu_only:
-        await asyncio.to_thread(refuse_busy, given.on_busy_gpu, instead="Give --cpu-only, stop")
+        await asyncio.to_thread(refuse_busy, given.on_busy_gpu, cpu_only=True)
     environment = {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "INIT,ENV,NET", "TORCH_NCCL_BLOCKING_WAIT": "0"}
     environment = {**environment, **chosen.environment, "NCCL_DEBUG": "INFO"}
     ran = await _once(given, chosen, environment, Trial(), context)

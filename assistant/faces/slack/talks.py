@@ -130,6 +130,25 @@ async def diagnose(work: Work) -> None:
         await work.speaker.attach(work.client, work.line, name, content, title)
 
 
+async def go_on(work: Work, incident: str, found: Ask, title: str) -> None:
+    """Decide an incident anew with what a check of it has found, as a talk of its own below the result."""
+    work.line = replace(work.line, thread=work.line.root, ts="", url="")
+    await work.show(*_progress(work, "slack-looking", what=title))
+    try:
+        answered = await work.service.more(work.who, incident, replace(found, language=work.lang), face=FACE)
+    except (ReadersError, QuestionError, NotFoundError, ForbiddenError, StoreError) as error:
+        said = work.told(error)
+        await work.show([rich(paragraph(words(cut(said, 1500))))], said)
+        return
+    except TimeoutError:
+        await work.say("slack-late", seconds=f"{work.service.settings.number('deadline_s'):g}")
+        return
+    diagnosis = answered.diagnosis
+    notes = (_not_kept(work, diagnosis, answered.not_saved),) if answered.not_saved else ()
+    talk = Talk(diagnosis.language, work.line, work.word("slack-with-check", title=title), notes)
+    await _begin(work, talk, diagnosis, answered.incident, None)
+
+
 async def _begin(
     work: Work, talk: Talk, diagnosis: Diagnosis, incident: str | None, earlier: Conversation | None
 ) -> None:
@@ -206,7 +225,7 @@ async def press(work: Work) -> None:
         if action == "run":
             from assistant.faces.slack.tooling import propose
 
-            await propose(work, diagnosis, more)
+            await propose(work, diagnosis, more, saved.id)
         else:
             await (_path if action == "path" else _report)(work, diagnosis)
         return

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from assistant.acting import enqueue, perform
+from assistant.checked import found_in
 from assistant.faces.slack.answer import checks
 from assistant.faces.slack.drawing import pages
 from assistant.faces.slack.elements import Piece, actions, button, cut, fixed, paragraph, quiet, rich, words
@@ -104,8 +105,8 @@ def arguments_of(action: Action, text: str, first: str) -> dict[str, Any]:
     return found
 
 
-async def propose(work: Work, diagnosis: Diagnosis, step: str) -> None:
-    """The check that a diagnosis suggests."""
+async def propose(work: Work, diagnosis: Diagnosis, step: str, incident: str) -> None:
+    """The check that a diagnosis suggests; what it finds decides ``incident`` anew."""
     found = next((one for one in checks(diagnosis) if one.id == step), None)
     if found is None or found.tool is None:
         await work.whisper("slack-stale")
@@ -118,12 +119,12 @@ async def propose(work: Work, diagnosis: Diagnosis, step: str) -> None:
         await work.whisper_text(work.told(error))
         return
     work.line = replace(work.line, thread=work.line.root, ts="", url="")
-    await _run(work, action, arguments)
+    await _run(work, action, arguments, incident)
 
 
-async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
+async def _run(work: Work, action: Action, arguments: dict[str, Any], incident: str | None = None) -> None:
     if action.effect != "reads":
-        await _offer(work, action, arguments)
+        await _offer(work, action, arguments, incident)
         return
     text = work.word("slack-working", title=work.title(action.name))
     await work.show([rich(paragraph(words(f"⏳ {text}")))], text)
@@ -152,9 +153,10 @@ async def _run(work: Work, action: Action, arguments: dict[str, Any]) -> None:
         )
         plain["gpus"] = math.prod(int(size or 1) for size in sizes)
     await _deliver(work, action, plain)
+    await _decide(work, action.name, plain, incident)
 
 
-async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
+async def _offer(work: Work, action: Action, arguments: dict[str, Any], incident: str | None) -> None:
     """Show the call to whoever asked, with the ticket to agree with."""
     effect = work.word(f"effect-{action.effect}")
     service = work.service
@@ -164,7 +166,13 @@ async def _offer(work: Work, action: Action, arguments: dict[str, Any]) -> None:
         await refused(work, action.name, action.effect)
         await work.whisper("slack-needs-operator", title=work.title(action.name), effect=effect)
         return
-    call = {"action": action.name, "arguments": arguments, "ticket": ticket, "line": work.line.to_json()}
+    call = {
+        "action": action.name,
+        "arguments": arguments,
+        "ticket": ticket,
+        "line": work.line.to_json(),
+        "incident": incident,
+    }
     name = secrets.token_hex(10)
     try:
         await service.in_thread(lambda: service.claims.take(f"slack-call:{name}", json.dumps(call), keep_s=_OFFER_S))
@@ -216,6 +224,7 @@ async def agree(work: Work) -> None:
                 call["arguments"],
                 face="slack",
                 confirmed=confirmed,
+                incident=call.get("incident"),
                 audit=service.audit,
             )
         )
@@ -260,6 +269,7 @@ async def watch(work: Work) -> None:
     title = work.title(job.action)
     if job.state == "done":
         await _deliver(work, registry.get(job.action), job.result)
+        await _decide(work, job.action, job.result, job.incident)
         return
     key = "slack-cancelled" if job.state == "cancelled" else "slack-job-failed"
     text = work.word(
@@ -302,3 +312,12 @@ async def _deliver(work: Work, action: Action, result: Any) -> None:
         await work.speaker.below(work.client, work.line, page, title)
     for name, content, label in result_file(action, result, work.catalog, work.lang, whole=len(rest) > 2):
         await work.speaker.attach(work.client, work.line, name, content, label)
+
+
+async def _decide(work: Work, action: str, result: Any, incident: str | None) -> None:
+    """Where a diagnosis suggested the check, the case is decided anew with what it found."""
+    found = found_in(action, result)
+    if incident is not None and found is not None:
+        from assistant.faces.slack.talks import go_on
+
+        await go_on(work, incident, found, work.title(action))

@@ -275,7 +275,7 @@ def bisected(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nccl.NcclReport]:
     def run(broken: Broken, command: Sequence[str] = ()) -> nccl.NcclReport:
         server = types.SimpleNamespace(main=types.SimpleNamespace(command=tuple(command))) if command else None
         monkeypatch.setattr(nccl, "choose", lambda python, pid: Chosen(("p",), {}, server))  # type: ignore[arg-type]
-        monkeypatch.setattr(nccl, "refuse_busy", lambda permitted, instead: None)
+        monkeypatch.setattr(nccl, "refuse_busy", lambda permitted, cpu_only: None)
 
         async def program(python: Any, source: str, arguments: Sequence[str], *, environment: Mapping[str, str], **rest: Any) -> Ran:  # fmt: skip
             assert source == nccl.script()

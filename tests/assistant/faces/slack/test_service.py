@@ -494,6 +494,24 @@ def test_a_check_is_run_from_its_button_by_an_operator_and_answered_in_the_threa
     )
     assert result.thread == message.ts and "NCCL" in words(result.blocks)
     assert "could not" not in words(result.blocks) and "not reached" not in words(result.blocks)
+    again = wait_for(
+        lambda: next((m for m in slack.answers("C0OPEN")[before:] if "结合检查结果" in words(m.blocks)), None), 60
+    )
+    assert again.thread == message.ts  # the case is decided anew below the result, in the language of the talk
+    assert not [name for name in buttons(again.blocks) if name.endswith("tool-run_nccl_test")]
+
+
+def test_a_check_that_only_looks_decides_the_case_anew(user: User, slack: Slack) -> None:
+    message = asked(user, "我的服务用 2 张卡启动就卡住，用 1 张卡正常")
+    before = user.count()
+    user.press(message, next(name for name in buttons(message.blocks) if name.startswith("run:")))
+    again = wait_for(
+        lambda: next((m for m in slack.answers("C0OPEN")[before:] if "结合检查结果" in words(m.blocks)), None), 60
+    )
+    assert again.thread == message.ts
+    shown = words(again.blocks)
+    pressed(user, again, "language")  # it is a talk of its own, with buttons that work
+    assert words(again.blocks) != shown
 
 
 def test_bad_arguments_are_said_with_an_example(user: User, slack: Slack, monkeypatch: pytest.MonkeyPatch) -> None:
