@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def compile_knowledge(root: Path = ROOT) -> dict[str, Any]:
             if name in concepts:
                 raise KnowledgeError(f"{path}: the concept {name!r} is defined twice; rename or merge one")
             entry: dict[str, Any] = {
-                "patterns": [_at_word_start(p) for p in raw.get("en", ())] + list(raw.get("zh", ()))
+                "patterns": [_at_word_start(p) for p in raw.get("en", ())]
+                + [_not_inside_words(p) for p in raw.get("zh", ())]
             }
             if "means" in raw:
                 entry["means"] = raw["means"]
@@ -180,6 +182,35 @@ def _with_versions(intent: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _at_word_start(pattern: str) -> str:
     return rf"\b(?:{pattern})" if pattern[:1].isalnum() or pattern[:1] == "(" else pattern
+
+
+def _not_inside_words(pattern: str) -> str:
+    """A Chinese pattern whose Latin words do not begin within a longer one: ``top_?[pk]`` is not in "stopped".
+
+    Words of Chinese know no boundary, and names are written with ``_`` or a digit before them; so what must not stand
+    before a Latin letter with which the pattern begins is another letter.
+    """
+    made: list[str] = []
+    groups: list[bool] = []  # whether nothing can stand before them
+    begins = True
+    for piece in _PIECES.findall(pattern):
+        if piece[0] == "(":
+            groups.append(begins)
+        elif piece == "|":
+            begins = groups[-1] if groups else True
+        elif piece[0] == ")":
+            begins = groups.pop() and piece[1:] in ("?", "*")
+        elif begins and piece.isascii() and piece.isalpha():
+            made.append("(?:^|[^a-z])")
+            begins = False
+        elif piece not in ("^", "?", "*", "+"):
+            begins = False
+        made.append(piece)
+    return "".join(made)
+
+
+#: The pieces of a pattern: escapes, classes, groups with their options, ends of groups with what follows, characters.
+_PIECES = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\((?:\?[a-zA-Z-]*:)?|\)[?*]?|.", re.DOTALL)
 
 
 def write(compiled: dict[str, Any], root: Path = ROOT) -> Path:
