@@ -178,15 +178,15 @@ class Outbound:
         where = self._parse(url)
         pool = self._pool(self._permit(where)) if socket is None else self._socket_pool(socket, where)
         sent, _ = request_headers(where, None, headers or {})
-        extensions = {"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}}
         progress = _Progress()
+        extensions = progress.extensions(limits)
         try:
             async with asyncio.timeout(limits.deadline_s) as clock, AsyncExitStack() as stack:
                 try:
                     opened = pool.stream("GET", _core_url(where), headers=sent, extensions=extensions)
                     response = await stack.enter_async_context(opened)
                 except _broken_kinds() as error:
-                    raise _broken(where, error, limits) from None
+                    raise _broken(where, error, limits, progress) from None
                 progress.answered = True
                 received = _headers_of(response)
                 decode = Decoder(str(where), received.get("content-encoding", ""))
@@ -195,7 +195,7 @@ class Outbound:
         except TimeoutError:
             if not clock.expired():
                 raise  # of whoever reads the chunks
-            raise OutboundError("timeout", progress.late(str(where), limits.deadline_s)) from None
+            raise progress.late(str(where), limits.deadline_s) from None
 
     async def post(
         self, url: str, body: object, *, headers: Mapping[str, str] | None = None, limits: Limits | None = None
@@ -234,7 +234,7 @@ class Outbound:
                         headers = without_credentials(headers or {})
                 raise OutboundError("redirect", f"{url} redirects more than {MAX_REDIRECTS} times.")
         except TimeoutError:
-            raise OutboundError("timeout", progress.late(str(where), limits.deadline_s)) from None
+            raise progress.late(str(where), limits.deadline_s) from None
 
     async def reach(self, url: str, *, limits: Limits | None = None) -> Reached:
         """Open a TCP connection to the server of ``url`` itself, past any proxy, and close it again.
@@ -309,7 +309,7 @@ class Outbound:
                 _core_url(where),
                 headers=sent,
                 content=content,
-                extensions={"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}},
+                extensions=progress.extensions(limits),
             ) as response:
                 progress.answered = True
                 received = _headers_of(response)
@@ -341,7 +341,7 @@ class Outbound:
                     truncated,
                 )
         except _broken_kinds() as error:
-            raise _broken(where, error, limits) from None
+            raise _broken(where, error, limits, progress) from None
 
     def _pool(self, allowance: Allowance) -> httpcore.AsyncConnectionPool:
         import httpcore
@@ -392,10 +392,13 @@ def _broken_kinds() -> tuple[type[Exception], ...]:
     )
 
 
-def _broken(where: Url, error: Exception, limits: Limits) -> OutboundError:
+def _broken(where: Url, error: Exception, limits: Limits, progress: _Progress) -> OutboundError:
     """The sentence for what httpcore raised."""
     import httpcore
 
+    if isinstance(error, httpcore.ConnectTimeout) and progress.connected:  # httpcore counts the handshake as connecting
+        sentence = f"{where} took the connection, but did not begin to speak TLS within {limits.connect_s:g} s."
+        return OutboundError("timeout", sentence, connected=True)
     if isinstance(error, (httpcore.ConnectTimeout, httpcore.PoolTimeout)):
         return OutboundError("timeout", f"{where} took no connection within {limits.connect_s:g} s.")
     if isinstance(error, httpcore.ConnectError):
@@ -440,21 +443,35 @@ async def _unpacked(
                 raise OutboundError("size", f"{where} answered with more than {limit} bytes.")
         decode.finish()
     except _broken_kinds() as error:
-        raise _broken(where, error, limits) from None
+        raise _broken(where, error, limits, progress) from None
 
 
 class _Progress:
     """How far a request came, for the sentence that says it came too late."""
 
     def __init__(self) -> None:
+        self.connected = False
         self.answered = False
         self.raw = 0
         self.size = 0
 
-    def late(self, where: str, deadline_s: float) -> str:
+    def extensions(self, limits: Limits) -> dict[str, Any]:
+        """What httpcore is asked for beside the request itself: its time limits, and word of each step."""
+        return {"timeout": {"connect": limits.connect_s, "pool": limits.deadline_s}, "trace": self._trace}
+
+    async def _trace(self, step: str, _: object) -> None:
+        # A connection that is used again opens none; there the request is sent at once.
+        if step in ("connection.connect_tcp.complete", "http11.send_request_headers.started"):
+            self.connected = True
+
+    def late(self, where: str, deadline_s: float) -> OutboundError:
         if self.answered:
-            return f"{where} had sent {self.raw} bytes after {deadline_s:g} s and was not finished."
-        return f"{where} did not answer within {deadline_s:g} s."
+            sentence = f"{where} had sent {self.raw} bytes after {deadline_s:g} s and was not finished."
+        elif self.connected:
+            sentence = f"{where} took the connection and did not answer within {deadline_s:g} s."
+        else:
+            sentence = f"{where} did not answer within {deadline_s:g} s."
+        return OutboundError("timeout", sentence, connected=self.connected)
 
 
 def _connect_error(where: Url, error: Exception) -> OutboundError:

@@ -32,11 +32,15 @@ _PROXY_ANSWER_BYTES = 16 * 1024
 
 
 class OutboundError(Exception):
-    """Nothing usable came back. The message is a sentence; ``kind`` lets a caller tell a refusal from an outage."""
+    """Nothing usable came back. The message is a sentence; ``kind`` lets a caller tell a refusal from an outage.
 
-    def __init__(self, kind: ErrorKind, sentence: str) -> None:
+    Of a "timeout", ``connected`` says that the server had taken the connection: it is there, and late.
+    """
+
+    def __init__(self, kind: ErrorKind, sentence: str, *, connected: bool = False) -> None:
         super().__init__(sentence)
         self.kind: ErrorKind = kind
+        self.connected = connected
 
 
 async def system_resolver(host: str, port: int) -> list[str]:

@@ -192,7 +192,8 @@ def next_steps(
         return ()
     steps = []
     short = facts.value("metrics.window") == "one-look" or facts.value("metrics.activity") == "still"
-    if short:
+    late = facts.value("metrics.page") in ("too-late", "unanswered")  # a burst, or a server that has just gone on
+    if short or late:
         steps.append(
             NextStep(
                 "look-longer",

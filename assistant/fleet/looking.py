@@ -52,7 +52,7 @@ class Looked:
         """The worst first: causes by severity, then what could not be told, then the healthy."""
         first = self.diagnosis.causes[0] if self.diagnosis.causes else None
         severity = _SEVERITY.get(first.severity, 3) if first is not None and self.diagnosis.verdict == "cause" else 3
-        if self.window.answer in ("refused", "silent"):
+        if self.window.answer in ("refused", "silent", "unanswered"):
             severity = 0  # nobody is served there, whatever the reason
         waiting = sum(engine.last("waiting") or 0.0 for engine in self.window.engines)
         return (_RANK[self.diagnosis.verdict], severity, -waiting, self.target.name)

@@ -152,11 +152,9 @@ class _Visit:
                 return
 
     def _without_page(self, seen: _Seen, small: vllm_server.Health) -> ServerWindow:
-        # A server that answers on one route and not on another is there.
-        answer = "too-late" if seen.answer == "silent" and small.health is not None else seen.answer
         window = ServerWindow(
             f"GET {self.page_at}",
-            answer,
+            _beside_health(seen.answer, small),
             detail=seen.detail,
             at=seen.at or None,
             refused_address=seen.refused,
@@ -175,7 +173,7 @@ class _Visit:
         return _with_small(
             ServerWindow(
                 source=f"GET {self.page_at}",
-                answer=failed.answer if failed is not None else last.answer,
+                answer=_beside_health(failed.answer, small) if failed is not None else last.answer,
                 engines=engine_windows(read),
                 looks=len(read),
                 seconds=last.at - first.at if len(read) > 1 else 0.0,
@@ -251,11 +249,18 @@ def stands_still(engine: EngineWindow) -> bool:
     return not fell and (not usage or max(usage) == min(usage))
 
 
+def _beside_health(answer: Answer, small: vllm_server.Health) -> Answer:
+    """What became of the page, where another route was asked too: a server that answers there is there, and late."""
+    return "too-late" if answer in ("unanswered", "silent") and small.health is not None else answer
+
+
 def _answer_of(error: OutboundError, page: Page) -> Answer:
     if error.kind in ("connect", "name"):
         return "refused"
     if error.kind == "timeout":
-        return "too-late" if page.size or "had sent" in str(error) else "silent"
+        if page.size or "had sent" in str(error):
+            return "too-late"
+        return "unanswered" if error.connected else "silent"
     if error.kind == "redirect":
         return "redirect"
     if error.kind in ("protocol", "size"):

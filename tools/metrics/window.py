@@ -136,7 +136,8 @@ Answer = Literal[
     "redirect",
     "error",  # another status
     "too-late",  # it began to answer, or answers elsewhere, and did not finish the page
-    "silent",  # nothing came back in time, on any route
+    "unanswered",  # it took the connection, and nothing came back in time on any route
+    "silent",  # not even the connection was taken in time
     "refused",  # nobody took the connection, or no machine has this name
     "not-asked",  # the address may not be connected to, or its certificate is not trusted
 ]
