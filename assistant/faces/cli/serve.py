@@ -72,13 +72,15 @@ def listening(
 ) -> tuple[Settings, socket.socket]:
     """The settings with what the command line says and ``adapt`` makes of them, and a socket that listens by them.
 
-    Ends the command with a sentence where the settings are wrong or the address cannot be had.
+    Ends the command with a sentence where the settings or the targets file are wrong or the address cannot be had.
     """
+    from assistant.fleet.naming import known_targets
     from assistant.settings import SettingsError, load, override
 
     given = {"server.host": host, "server.port": port}
     try:
         settings = adapt(override(load(), {name: value for name, value in given.items() if value is not None}))
+        known_targets(settings)  # read again by the application, where an error would be a traceback in its log
         return settings, listen(settings.text("server.host"), settings.whole("server.port"))
     except SettingsError as error:
         for problem in error.problems:

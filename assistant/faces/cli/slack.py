@@ -18,10 +18,12 @@ def slack() -> None:
     """Serve Slack over Socket Mode; no address of this machine has to be reachable."""
     import asyncio
 
+    from assistant.fleet.naming import known_targets
     from assistant.settings import SettingsError, load
 
     try:
         settings = load()
+        known_targets(settings)  # read again by the service, where an error would be a traceback
     except SettingsError as error:
         for problem in error.problems:
             print(f"vllm-diagnose: {problem}", file=sys.stderr)

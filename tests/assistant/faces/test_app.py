@@ -40,6 +40,21 @@ def server(tmp_path: Path):
             process.kill()
 
 
+@pytest.mark.parametrize("command", [("serve", "--port", "0"), ("tool-server", "--port", "0"), ("slack",)])
+def test_a_targets_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, command: tuple[str, ...]) -> None:
+    targets = tmp_path / "targets.yaml"
+    targets.write_text("targets: [broken\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "assistant.faces.cli.main", *command],
+        cwd=ROOT, env={**os.environ, "VLLM_DIAGNOSE_TARGETS_FILE": str(targets)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"vllm-diagnose: The targets file {targets} is not YAML: while parsing a flow sequence."
+    ]
+
+
 def _until_ready(address: str) -> None:
     until, last = time.monotonic() + 60, ""
     while time.monotonic() < until:
