@@ -24,7 +24,7 @@ LATER_FAILURE = 0.72
 EXPLAINED = 0.08
 #: A parent's notice of a child's death may be printed some lines before the child's own traceback.
 NOTICE_LINES = 40
-#: A refused request on a server that answers nearly all others says nothing about the server.
+#: A refused request says nothing about a server that answers nearly all others, nor about one that ended with a failure.
 FEW_REFUSED = 0.12
 MANY_REQUESTS = 20
 #: ... unless the refusal stands there once or twice: then it is what the person asks about, not a client's habit.
@@ -110,6 +110,8 @@ def order_of(facts: Facts, catalog: Catalog) -> Order:
 
 
 def _request_factor(facts: Facts) -> float:
+    if facts.value("log.ended") == "failed":
+        return FEW_REFUSED  # no refused request ends a server
     total, share = facts.value("requests.total"), facts.value("requests.refused_share")
     if (
         isinstance(total, (int, float))

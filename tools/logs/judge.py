@@ -23,6 +23,8 @@ FAILING = frozenset({"failure", "consequence", "wrapper"})
 _GUARDED = FAILING | {"foreign", "frame"}
 #: On a line of level INFO such a message must begin near the message's start.
 _NEAR_START = 24
+#: What the engine prints as an error when it dies: its whole configuration and the step's requests, names of options included.
+_DUMPS = ("Dumping input data", "Dumping scheduler")
 _USER_TEXT = ("Received request", "Generated response", "Added request", "Processing request")
 _MOST_OCCURRENCES = 20_000
 _MOST_BLOCKS = 400
@@ -84,7 +86,7 @@ class Judge:
 
     def admit(self, matches: tuple[Match, ...], prefix: Prefix, body: str, base: int) -> tuple[Match, ...]:
         """Without matches that the line only quotes, and without failures that a harmless message explains away."""
-        if prefix.level in ("INFO", "DEBUG"):
+        if prefix.level in ("INFO", "DEBUG") or body.startswith(_DUMPS):
             if body.startswith(_USER_TEXT):
                 return tuple(match for match in matches if match.start - base < 4)
             matches = tuple(

@@ -165,6 +165,24 @@ def test_names_from_the_page_reach_no_terminal_as_control_characters(servers: Se
     assert "\u202e" not in ended.out and "\x1b" not in ended.out
 
 
+def test_a_server_that_takes_connections_and_says_nothing_is_not_called_unreachable(servers: Servers) -> None:
+    answer = run("metrics", servers.url("silent"), "--window", "1", "--deadline", "3", "-o", "json").json
+    assert answer["verdict"] == "unknown"
+    assert answer["summary"].startswith("The server takes connections")
+    assert [cause["id"] for cause in answer["causes"]] == ["engine/stalled", "serving/endpoint-unreachable"]
+    assert "took the connection and did not answer" in answer["causes"][0]["because"][0]["text"]
+    assert any("vllm-diagnose capture" in (item["command"] or "") for item in answer["collect_first"]) or any(
+        "vllm-diagnose capture" in step["text"] for step in answer["next_steps"]
+    )
+
+
+def test_a_log_that_shows_how_the_server_ended_says_why_nobody_answers() -> None:
+    log = ROOT / "tests" / "data" / "lab" / "worker-killed" / "server.log"
+    answer = run("ask", "--log", str(log), "--target", "127.0.0.1:1", "-o", "json").json
+    assert answer["causes"][0]["id"] == "distributed/worker-died"
+    assert "serving/endpoint-unreachable" in [ruled["id"] for ruled in answer["ruled_out"]]
+
+
 def test_nobody_at_the_address_is_a_diagnosis() -> None:
     ended = run("metrics", "127.0.0.1:1", "-o", "json")
     assert ended.status == 0

@@ -89,6 +89,17 @@ def test_what_a_user_wrote_is_no_failure(read: Reader) -> None:
     assert not found.reading.failures
 
 
+def test_the_configuration_that_a_dying_engine_dumps_is_no_failure_of_its_own(read: Reader) -> None:
+    p = "(EngineCore pid=2) ERROR 06-10 21:33:00"
+    text = (
+        f"{p} [multiproc_executor.py:315] Worker proc VllmWorker-0 died unexpectedly (exit code: None), shutting down executor.\n"
+        f"{p} [dump_input.py:72] Dumping input data for V1 LLM engine (v0.32.0) with config: model='/m', tokenizer='/m', "
+        "served_model_name=Too many open files, dtype=torch.bfloat16, max_seq_len=1024\n"
+    )
+    found = read(START + READY + text)
+    assert "worker-died" in found.messages and "too-many-files" not in found.messages
+
+
 def test_requests_refused_with_a_traceback(read: Reader) -> None:
     p = "(APIServer pid=1) ERROR 06-10 21:33:00 [serving_chat.py:267] "
     text = (
