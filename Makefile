@@ -17,6 +17,9 @@ KNOWLEDGE := $(shell find knowledge -type f \( -name '*.yaml' -o -name '*.json' 
 RUN_LOG ?= tests/data/lab/tp2-truncated
 INCIDENTS ?=
 FUZZ_SECONDS ?= 2
+# What `make test` may take as a whole; the real server comes last and gets what is left.
+STARTED := $(shell date +%s)
+TEST_SECONDS ?= 700
 VERIFY_SECONDS ?= 3600
 ENDURE_SECONDS ?= 21600
 
@@ -43,11 +46,12 @@ $(COMPILED): $(STAMP) $(KNOWLEDGE)
 run: install ## a diagnosis of a real log in both languages, and what to try next
 	@$(BIN)/python scripts/show.py $(RUN_LOG)
 
-test: install lint ## unit and end-to-end tests, lint, types, layers, knowledge (at most 12 minutes)
+test: install lint ## unit and end-to-end tests, lint, types, layers, knowledge, a real server (at most 12 minutes)
 	timeout --signal=INT 660 $(BIN)/python -m pytest -q -n 2 --dist loadfile \
 		-m "not slow and not lab and not postgres and not browser and not mcp and not endure" \
 		--fuzz-seconds=$(FUZZ_SECONDS)
 	$(BIN)/vllm-diagnose kb check
+	@$(BIN)/python scripts/verify.py --live --seconds $$(( $(TEST_SECONDS) + $(STARTED) - $$(date +%s) ))
 
 lint: install ## style, types and import layers
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""`make verify` and `make endure`: the checks that take long or need something that not every machine has.
+"""`make verify`, `make endure` and the end of `make test`: the checks that take long or need something that not every machine has.
 
 Every step ends as passed, failed or skipped. What could not run is printed as ``skipped: why`` and counted; a test
 that pytest skips counts too, so that a green end never hides what nobody looked at.
@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / ".lab"
 #: What the laboratory takes at its largest, wheels still unpacked (measured 2026-11: 3 GB installed).
 LAB_BYTES = 9 * 2**30
+#: Seconds that installing it takes, and a real server's way through all its states (two busy cores, measured 2026-11).
+LAB_S, LIVE_S = 300.0, 150.0
 NOTHING_COLLECTED = 5  # pytest's exit status
 NO_TOOL = 4  # scripts/verify_http.py's
 #: pytest's -m takes an expression; no test is marked so.
@@ -124,6 +126,14 @@ def laboratory(seconds: float, markers: str = "lab and not endure", paths: Seque
     if status:
         return Outcome(skipped=[f"the laboratory could not be installed (exit status {status}, see above)"])
     return pytest_step(markers, *paths)(seconds - (time.monotonic() - started))
+
+
+def live(seconds: float) -> Outcome:
+    """The end of `make test`: a real server in all its states, installed first where there is time for that."""
+    if not (LAB / "model" / "model.safetensors").exists() and seconds < LAB_S + LIVE_S:
+        why = f"the laboratory is not set up (make lab) and {seconds:.0f} s are too few for that"
+        return Outcome(skipped=[why])
+    return laboratory(seconds, paths=("tests/lab/test_live.py",))
 
 
 def real_prometheus(seconds: float) -> Outcome:
@@ -260,6 +270,8 @@ def audit(seconds: float) -> Outcome:
     return Outcome(failed=1) if done.returncode else Outcome(passed=1)
 
 
+#: What `make test` ends with.
+LIVE = [Step("real vLLM server, live", live, LIVE_S)]
 #: What has been seen to pass as a step; what others depend on least comes last, because time may run out.
 VERIFY = [
     Step("wheel", wheel),
@@ -345,10 +357,11 @@ ENDURE = [
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endure", action="store_true", help="the long runs instead of the short ones")
+    parser.add_argument("--live", action="store_true", help="only a real server, live, as the end of `make test`")
     parser.add_argument("--seconds", type=float, default=3600, help="what the whole may take")
     parser.add_argument("--extended", action="store_true", help="also what is not proven on a quiet machine yet")
     options = parser.parse_args()
-    steps = ENDURE if options.endure else [*VERIFY, *(EXTENDED if options.extended else ())]
+    steps = ENDURE if options.endure else LIVE if options.live else [*VERIFY, *(EXTENDED if options.extended else ())]
     end = time.monotonic() + options.seconds
     results: list[tuple[str, Outcome, float]] = []
     for step in steps:
@@ -360,7 +373,7 @@ def main() -> int:
             outcome = step.run(left)
         results.append((step.name, outcome, time.monotonic() - started))
 
-    if not options.endure and not options.extended:
+    if not options.endure and not options.live and not options.extended:
         why = "not part of verify until it has passed as a step on a quiet machine; run make verify EXTENDED=1"
         results += [(step.name, Outcome(skipped=[why]), 0.0) for step in EXTENDED]
     print("\n== summary")

@@ -255,6 +255,7 @@ def test_a_real_server_in_good_and_bad_states(tmp_path: Path) -> None:
         "killed": "serving/endpoint-unreachable",
         "killed, with its log": "distributed/worker-died",
     }
-    assert answers["wrong requests"]["causes"][0]["id"] == "serving/bad-request"  # the first guess; metrics name no more
+    # The first guess; the metrics say no more than "4xx".
+    assert answers["wrong requests"]["causes"][0]["id"] == "serving/bad-request"
     because = answers["preemption"]["causes"][0]["because"]
     assert any("num_preemptions_total" in quote["text"] for quote in because)
