@@ -225,7 +225,7 @@ def test_a_real_server_in_good_and_bad_states(tmp_path: Path) -> None:
             look("wrong route")
         with load(server, 8, max_tokens=900):
             wait_for(server, "preemption", grew("vllm:num_preemptions_total"))
-            look("preemption")
+            look("preemption", "--window", "15")  # on a busy machine several seconds pass between two
         settle(server)
         with load(server, 24, max_tokens=200):
             wait_for(server, "a queue", has_queue)
