@@ -21,7 +21,7 @@ from assistant import __version__
 from assistant.acting import carrier
 from assistant.readers import Ask, InProcess, Readers, ReadersError, clean_input
 from assistant.security.roles import Principal, Role, require
-from knowledge.catalog import Catalog, load
+from knowledge.catalog import Catalog
 
 if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis, Language
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 #: Characters of an answer in a person's own words.
 MOST_ANSWER = 200
-#: Seconds after which memory that large requests left is given back to the system.
-TIDY_EVERY_S = 15.0
-#: Seconds between two clearings of what is old enough to go.
-PRUNE_EVERY_S = 6 * 3600.0
 
 
 class QuestionError(ValueError):
@@ -94,7 +90,7 @@ LOOK_S = 5.0
 
 
 class Service:
-    """The assistant as a running server. Made by :func:`opened`; its attributes are there to be used by faces."""
+    """The assistant as a running server. Made by :func:`assistant.running.opened`; its attributes are there to be used by faces."""
 
     def __init__(self, settings: Settings, catalog: Catalog, database: Database, readers: Readers | InProcess) -> None:
         from assistant.security.consent import Consents
@@ -439,81 +435,12 @@ class Service:
             connection.execute(sa.text("UPDATE jobs SET state = state WHERE number = -1"))
 
 
-@contextlib.asynccontextmanager
-async def opened(
-    settings: Settings, *, work: bool = True, readers: Readers | InProcess | None = None
-) -> AsyncIterator[Service]:
-    """A service that is ready to be asked; with ``work`` it also carries jobs out and clears old ones.
-
-    ``readers`` are closed with the service; without any it makes its own. Raises ``StoreError``, ``SettingsError`` and ``KnowledgeError`` before anything is served.
-    """
-    from assistant.store.database import open_database
-    from assistant.store.migrations import migrate
-    from assistant.store.opening import backup_folder
-
-    catalog = load()
-    database = open_database(settings)
-    service: Service | None = None
-    worker: asyncio.Task[None] | None = None
-    others: list[asyncio.Task[None]] = []
-    stop = asyncio.Event()
-    try:
-        await asyncio.to_thread(migrate, database, backup_folder=backup_folder(settings))
-        readers = readers or Readers(settings.whole("server.readers"), deadline_s=settings.number("deadline_s"))
-        service = Service(settings, catalog, database, readers)
-        if isinstance(readers, Readers):
-            others.append(asyncio.create_task(_tidy()))
-        if work:
-            _discover()
-            worker = service.work(stop)
-            others.append(asyncio.create_task(_prune(service, stop)))
-        yield service
-    finally:
-        stop.set()
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, *([worker] if worker else ()), return_exceptions=True)
-        if service is not None:
-            service.close()
-        if readers is not None:
-            await asyncio.to_thread(readers.close)
-        database.close()
-
-
 async def _prepare_search(folder: str) -> None:
     """Make the search index, which takes a second, before somebody waits for it."""
     from tools.knowledge_search import retriever
 
     with contextlib.suppress(OSError):  # said again, in words, to whoever searches
         await asyncio.to_thread(retriever, folder)
-
-
-async def _tidy() -> None:
-    """Give memory back now and then; a server lives for months, and its largest request should not last as long."""
-    from assistant.reading_process import give_back_memory
-
-    while True:
-        await asyncio.sleep(TIDY_EVERY_S)
-        await asyncio.to_thread(give_back_memory)
-
-
-async def _prune(service: Service, stop: asyncio.Event) -> None:
-    """Clear what is old, at the beginning and every few hours; a store that is away is tried again later."""
-    from assistant.store.database import StoreError
-    from assistant.store.retention import prune
-
-    while not stop.is_set():
-        with contextlib.suppress(StoreError):
-            await service.in_thread(prune, service.database, service.settings)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PRUNE_EVERY_S):
-                await stop.wait()
-
-
-def _discover() -> None:
-    from tools.registry import discover
-
-    discover()
 
 
 def _targets(settings: Settings) -> dict[str, Target]:

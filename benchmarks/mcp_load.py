@@ -30,8 +30,8 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from assistant.readers import Ask, InProcess
+from assistant.running import opened
 from assistant.security.roles import LOCAL
-from assistant.service import opened
 from assistant.settings import load
 
 LAB = Path(__file__).resolve().parent.parent / "tests" / "data" / "lab"

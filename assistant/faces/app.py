@@ -26,9 +26,10 @@ from assistant.faces.mcp.server import mount as mount_mcp
 from assistant.faces.slack.http import mount as mount_slack
 from assistant.faces.web.mount import mount as mount_web
 from assistant.observability import Metrics
+from assistant.running import opened
 from assistant.security.authentication import ANONYMOUS, Authenticator
 from assistant.security.limiter import Limiter
-from assistant.service import Service, opened
+from assistant.service import Service
 from assistant.telemetry import tracing_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ import pytest
 from assistant.diagnosis import collecting
 from assistant.diagnosis.collecting import Collected, collect
 from assistant.readers import Ask
+from assistant.running import opened
 from assistant.security.roles import LOCAL
-from assistant.service import Service, opened
+from assistant.service import Service
 from assistant.settings import load
 from assistant.targets import load_targets, policy_for
 from tests.tools.sources.fakes import Answer, FakeLoki, nano, serving

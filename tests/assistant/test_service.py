@@ -14,8 +14,9 @@ import pytest
 from assistant import readers as readers_module
 from assistant import reading_process
 from assistant.readers import Ask, Readers, ReadersError, clean_input
+from assistant.running import opened
 from assistant.security.roles import LOCAL, ForbiddenError, Principal, Role
-from assistant.service import QuestionError, Service, opened
+from assistant.service import QuestionError, Service
 from assistant.settings import Settings, load
 from assistant.store import incidents
 from assistant.store.incidents import StaleRevisionError

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from assistant.readers import InProcess
+from assistant.running import opened
 from assistant.security.roles import LOCAL, Principal
-from assistant.service import Service, opened
+from assistant.service import Service
 
 if TYPE_CHECKING:
     from mcp.server.mcpserver import Context

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from assistant.faces.slack.face import opened
-from assistant.service import opened as opened_service
+from assistant.running import opened as opened_service
 
 if TYPE_CHECKING:
     from slack_bolt.adapter.socket_mode.async_base_handler import AsyncBaseSocketModeHandler
