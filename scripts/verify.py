@@ -302,11 +302,17 @@ VERIFY = [
     Step("Model Context Protocol", model_context_protocol, 180),
     Step("pages in a browser", browser, 120),
     Step("real Prometheus", real_prometheus, 120),
-    Step("real vLLM server", lambda seconds: laboratory(seconds, paths=("tests/lab/test_captures.py",)), 300),
+    Step(
+        "real vLLM server, two nodes in network namespaces",
+        lambda seconds: laboratory(
+            seconds, paths=("tests/lab/test_captures.py", "tests/assistant/nodes/test_two_nodes.py")
+        ),
+        450,
+    ),
+    Step("launchers", launchers, 500),
 ]
 #: What passes test by test but has not run as a step on a machine of its own yet: `make verify EXTENDED=1` runs it as well.
 EXTENDED = [
-    Step("launchers", launchers, 300),
     Step(
         "all slow tests",
         pytest_step(
