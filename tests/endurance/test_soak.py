@@ -89,6 +89,8 @@ class Soak:
                 status = dict(
                     line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
                 )
+                if "VmRSS" not in status:
+                    continue  # it has ended, and nobody has asked for its status yet
                 sizes.append(int(status["VmRSS"].split()[0]) * 1024)
                 threads += int(status["Threads"])
                 descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
