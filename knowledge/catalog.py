@@ -66,6 +66,7 @@ class Catalog:
     messages: Mapping[str, Message]
     concepts: Mapping[str, Concept]
     meanings: Mapping[str, Mapping[str, str]]  # concept -> {observable: value} that saying it states
+    denials: frozenset[str]  # concepts that are heard where somebody says what is in order or not there
     observables: Mapping[str, Observable]
     intents: Mapping[str, Intent]
     gpu_events: Mapping[str, GpuEvent]  # "xid-79", "sxid-20034"
@@ -199,6 +200,7 @@ def from_compiled(raw: Mapping[str, Any]) -> Catalog:
         },
         concepts={key: Concept(key, tuple(c["patterns"])) for key, c in raw["concepts"].items()},
         meanings={key: c["means"] for key, c in raw["concepts"].items() if "means" in c},
+        denials=frozenset(key for key, c in raw["concepts"].items() if c.get("denial")),
         observables={
             key: Observable(key, o["type"], tuple(o["from"]), o.get("unit", ""), o.get("ask"), o.get("choices", {}))
             for key, o in raw["observables"].items()

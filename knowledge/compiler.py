@@ -91,6 +91,8 @@ def compile_knowledge(root: Path = ROOT) -> dict[str, Any]:
             }
             if "means" in raw:
                 entry["means"] = raw["means"]
+            if raw.get("denial"):
+                entry["denial"] = True
             concepts[name] = entry
     reader = ConceptReader({k: Concept(k, tuple(c["patterns"])) for k, c in concepts.items()})
     sentences = [

@@ -132,6 +132,7 @@ class ConceptEntry(Strict):
     en: list[str] = []
     zh: list[str] = []
     means: dict[str, str] | None = None
+    denial: bool = False  # heard of what is said to be in order or not there: see knowledge/excluded.py
 
     @model_validator(mode="after")
     def _says_something(self) -> ConceptEntry:

@@ -32,6 +32,7 @@ from assistant.diagnosis.version import label as version_label
 from assistant.diagnosis.version import notes as version_notes
 from assistant.diagnosis.walk import open_questions, walk
 from knowledge.catalog import Catalog
+from knowledge.excluded import remaining
 from knowledge.search import ConceptReader, rank
 from knowledge.shapes import Source
 from knowledge.supposed import seen
@@ -71,10 +72,13 @@ class Engine:
     def weigh(self, case: Case) -> tuple[Facts, list[Candidate], Resolved]:
         """Like :meth:`consider`, with the version that was found."""
         text = seen(normalise(case.text))
+        rest = remaining(text)
         said = self.concepts(text)
+        if rest != text:  # what is excluded is only heard by what is about exclusions
+            said = self.concepts(rest) | (said & self.catalog.denials)
         facts = gather_facts(case, self.catalog, said)
         version = resolve(case, self.catalog)
-        alike = rank(text, self.catalog.symptoms, said) if text else []
+        alike = rank(rest, self.catalog.symptoms, said) if rest else []
         return facts, candidates(facts, self.catalog, alike, raised(version.version, self.catalog)), version
 
     def diagnose(self, case: Case) -> Diagnosis:

@@ -1,0 +1,54 @@
+"""What somebody says it is not counts for nothing; a lack that is the symptom stays."""
+
+from __future__ import annotations
+
+import pytest
+
+from knowledge.excluded import remaining
+from knowledge.text import normalise
+
+
+@pytest.mark.parametrize(
+    ("said", "rest"),
+    [
+        ("it hangs, no oom in dmesg, and nvidia-smi looks fine", "it hangs,"),
+        ("requests fail. there are no ECC errors, the disk is not full, nccl tests pass", "requests fail."),
+        ("not a memory problem, still it dies", "still it dies"),
+        ("after I fixed the NCCL problem requests are rejected", "requests are rejected"),
+        ("the disk was full last month, fixed. now it is slow", "now it is slow"),
+        ("we ruled out the network, it is slow", "it is slow"),
+        ("服务变慢,没有降频,显存够用,nccl test通过了", "服务变慢,"),
+        ("不是显存问题,起不来", "起不来"),
+        ("排除了网络问题,还是超时", "还是超时"),
+        ("修好NCCL之后又起不来", "又起不来"),
+        ("磁盘满过,已经清理了,现在报错", "现在报错"),
+        ("oom已经解决了,现在是别的报错", "现在是别的报错"),
+    ],
+)
+def test_what_is_excluded_is_left_out(said: str, rest: str) -> None:
+    assert remaining(normalise(said)) == rest
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "no space left on device",
+        "no CUDA-capable device is detected, no module named vllm",
+        "the gpu is not detected",
+        "the card is gone",
+        "with enforce-eager it is fine, without it dies",
+        "we upgraded the driver but not the fabric manager",
+        "the hang was solved by disabling custom all reduce",
+        "is it fine if the memory is full?",
+        "kv cache usage is low but requests wait",
+        "没有空间了",
+        "没有显卡",
+        "显存不够",
+        "卡没了",
+        "关掉p2p就正常",
+        "无法排除网络问题",
+        "显存占用90%正常吗",
+    ],
+)
+def test_a_lack_or_a_cure_is_a_symptom(said: str) -> None:
+    assert remaining(normalise(said)) == normalise(said)
