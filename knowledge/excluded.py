@@ -1,4 +1,4 @@
-"""Finds what a person says it is not: "nvidia-smi is clean, no ECC errors, the NCCL problem is solved".
+"""Finds what a person says it is not: "nvidia-smi is clean, no ECC errors, the NCCL problem is solved", and "what if".
 
 Such a clause names the words by which a cause is recognised, and states that the cause is not there. It is left out of
 what is heard and compared. A lack that is itself the symptom ("no space left", "no CUDA device") is no exclusion: only
@@ -71,6 +71,14 @@ _ENGLISH_AFTER = re.compile(
 )
 _ENGLISH_MENDED = re.compile(rf"^(?:now |since |already |meanwhile |long |that is |it is )*{_MENDED}(?: \w+)?$")
 
+#: "What happens when a GPU falls off the bus": asked about, not seen.
+_ENGLISH_IMAGINED = re.compile(
+    r"^(?:and |but |so )?what (?:happens|will happen|would happen) (?:if|when|once)\b|^(?:and |but |so )?what if\b"
+)
+_CHINESE_IMAGINED = re.compile(
+    r"会怎么?样$|会(?:发生|有)?(?:什么|啥)(?:情况|后果|影响)?$|^(?:如果|要是|假如|万一)[^,]*(?:吗|么)$"
+)
+
 _ZH_LEAD = r"(?:也|都|并|还|但是?|而且|而|日志(?:里|中)?|里面?|其实|应该|肯定|确认|确定|明显|可是|不过|目前|现在|这|那|它|绝对)*"
 _ZH_EVENT = (
     r"(?:oom\w*|爆显存|爆内存|(?:显存|内存)(?:不足|不够|溢出|错误|报错|泄漏)|xid ?\d*|ecc|掉卡|掉线|降频|抢占|驱逐|排队|积压|代理|防火墙"
@@ -105,17 +113,31 @@ _CHINESE_MENDED = re.compile(rf"^(?:已经?|后来|现在|都)*{_ZH_MENDED}(?:�
 def remaining(normalised: str) -> str:
     """A normalised description without what it excludes; the same text where it excludes nothing."""
     if _CJK.search(normalised):
-        return _without(normalised, _CHINESE_CLAUSE.findall(normalised), _CHINESE, _CHINESE_AFTER, _CHINESE_MENDED)
+        return _without(
+            normalised,
+            _CHINESE_CLAUSE.findall(normalised),
+            _CHINESE,
+            _CHINESE_AFTER,
+            _CHINESE_MENDED,
+            _CHINESE_IMAGINED,
+        )
     clauses = [part for clause in _CLAUSE.findall(normalised) for part in _TURN.split(clause)]
-    return _without(normalised, clauses, _ENGLISH, _ENGLISH_AFTER, _ENGLISH_MENDED)
+    return _without(normalised, clauses, _ENGLISH, _ENGLISH_AFTER, _ENGLISH_MENDED, _ENGLISH_IMAGINED)
 
 
 def _without(
-    text: str, clauses: Sequence[str], excludes: re.Pattern[str], after: re.Pattern[str], mended: re.Pattern[str]
+    text: str,
+    clauses: Sequence[str],
+    excludes: re.Pattern[str],
+    after: re.Pattern[str],
+    mended: re.Pattern[str],
+    imagined: re.Pattern[str],
 ) -> str:
     kept: list[str] = []
     for clause in clauses:
         bare = clause.strip(_EDGES)
+        if imagined.search(bare):
+            continue
         if len(bare) > _LONGEST or "?" in clause:
             kept.append(clause)
         elif mended.search(bare):
