@@ -32,7 +32,7 @@ from assistant.diagnosis.version import label as version_label
 from assistant.diagnosis.version import notes as version_notes
 from assistant.diagnosis.walk import open_questions, walk
 from knowledge.catalog import Catalog
-from knowledge.excluded import remaining
+from knowledge.excluded import remaining, without_setup
 from knowledge.search import ConceptReader, rank
 from knowledge.shapes import Source
 from knowledge.supposed import seen
@@ -78,7 +78,9 @@ class Engine:
             said = self.concepts(rest) | (said & self.catalog.denials)
         facts = gather_facts(case, self.catalog, said)
         version = resolve(case, self.catalog)
-        alike = rank(rest, self.catalog.symptoms, said) if rest else []
+        story = without_setup(rest)
+        told = said if story == rest else self.concepts(story) | (said & self.catalog.denials)
+        alike = rank(story, self.catalog.symptoms, told) if story else []
         return facts, candidates(facts, self.catalog, alike, raised(version.version, self.catalog)), version
 
     def diagnose(self, case: Case) -> Diagnosis:
