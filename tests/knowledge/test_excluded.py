@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from knowledge.excluded import remaining
+from knowledge.excluded import remaining, without_setup
 from knowledge.text import normalise
 
 
@@ -23,6 +23,8 @@ from knowledge.text import normalise
         ("修好NCCL之后又起不来", "又起不来"),
         ("磁盘满过,已经清理了,现在报错", "现在报错"),
         ("oom已经解决了,现在是别的报错", "现在是别的报错"),
+        ("what happens when a gpu dies? ours are fine.", "ours are fine."),
+        ("掉卡了会怎样", ""),
     ],
 )
 def test_what_is_excluded_is_left_out(said: str, rest: str) -> None:
@@ -48,7 +50,20 @@ def test_what_is_excluded_is_left_out(said: str, rest: str) -> None:
         "关掉p2p就正常",
         "无法排除网络问题",
         "显存占用90%正常吗",
+        "停在下载那一步,带宽是零",
+        "关掉p2p解决了",
+        "do i need a flag to let the model run its own script",
     ],
 )
 def test_a_lack_or_a_cure_is_a_symptom(said: str) -> None:
     assert remaining(normalise(said)) == normalise(said)
+
+
+def test_bare_versions_are_no_symptom() -> None:
+    assert without_setup("vllm 0.9.2, cuda 12.8, driver 570, h100, it hangs") == "h100, it hangs"
+    assert without_setup("驱动570,cuda 12.8,起不来") == "起不来"
+
+
+@pytest.mark.parametrize("said", ["our driver 470 is too old for cuda 12.8", "驱动还是470的,cuda 12.8的镜像起不来"])
+def test_versions_of_which_something_is_said_stay(said: str) -> None:
+    assert without_setup(said) == said
