@@ -33,11 +33,12 @@ from assistant.diagnosis.version import notes as version_notes
 from assistant.diagnosis.walk import open_questions, walk
 from knowledge.catalog import Catalog
 from knowledge.excluded import remaining, without_setup
+from knowledge.quoted import around
 from knowledge.search import ConceptReader, rank
 from knowledge.shapes import Source
 from knowledge.supposed import seen
 from knowledge.text import normalise
-from tools.evidence import Evidence
+from tools.evidence import Evidence, Origin
 
 #: Guesses below this confidence are not worth a person's time.
 LEAST_GUESS = 0.03
@@ -47,6 +48,9 @@ MOST_CAUSES = 5
 MOST_QUOTES = 3
 #: A second cause is "also" there, not an alternative, when its own evidence would carry it alone.
 ALSO_SUPPORT = POINTS["decisive"] * 0.7
+#: Who says both has a question and no failure, unless something of the second line is said as well.
+REASSURED = frozenset({"works-fine", "may-i-ignore"})
+COMPLAINTS = frozenset({"rejected", "trouble", "out-of-memory", "phase-startup"})
 
 
 @dataclass(slots=True)
@@ -77,11 +81,25 @@ class Engine:
         if rest != text:  # what is excluded is only heard by what is about exclusions
             said = self.concepts(rest) | (said & self.catalog.denials)
         facts = gather_facts(case, self.catalog, said)
+        if self._only_asks(case, text, said):
+            facts.values["incident.only_asks"] = Evidence("incident.only_asks", "present", "notice", Origin("text"), case.text[:200])
         version = resolve(case, self.catalog)
         story = without_setup(rest)
         told = said if story == rest else self.concepts(story) | (said & self.catalog.denials)
         alike = rank(story, self.catalog.symptoms, told) if story else []
         return facts, candidates(facts, self.catalog, alike, raised(version.version, self.catalog)), version
+
+    def _only_asks(self, case: Case, text: str, said: frozenset[str]) -> bool:
+        """Whether a person to whom all works asks if a line of the log may be ignored, and complains of nothing."""
+        if not said.issuperset(REASSURED):
+            return False
+        own = around(text)
+        if own == text and "notice-said" not in said and not case.reading.coverage:
+            return False
+        said = self.concepts(own)
+        return said.issuperset(REASSURED) and not any(
+            "incident.kind" in self.catalog.meanings.get(concept, ()) or concept in COMPLAINTS for concept in said
+        )
 
     def diagnose(self, case: Case) -> Diagnosis:
         """The whole answer for one case."""

@@ -37,6 +37,8 @@ OTHER_PHASE = 0.6
 
 #: What a person only supposes counts less where a decisive message says something else.
 SUPPOSED = 0.6
+#: What remains of every failure where a person to whom all works asks whether a printed line may be ignored.
+ONLY_ASKED = 0.3
 
 _FAILING = ("failure", "consequence", "wrapper")
 
@@ -215,6 +217,8 @@ def candidates(
         if (normal or not cause.is_normal) and (cause.id in more or _may_hold(cause, order, alike.get(cause.id, 0.0)))
     ]
     found = [c for c in found if c.support > 0]
+    if normal and facts.value("incident.only_asks"):  # the printed words of trouble are no trouble then
+        found = [c if c.cause.is_normal else replace(c, support=c.support * ONLY_ASKED) for c in found]
     found = _discount_suppositions(found)
     found.sort(key=_rank)
     found = _explain_away(found, facts, catalog, order, alike, more)
