@@ -38,7 +38,12 @@ def features(candidate: Candidate, ranked: Sequence[Candidate], facts: Facts) ->
     ``support`` and the gaps are in the points of :mod:`assistant.diagnosis.score`, capped; the others are 0 to 1.
     ``gap`` counts declared neighbours as one with the candidate, ``gap_near`` does not.
     """
-    others = [c for c in ranked if c.cause.id != candidate.cause.id and c.excluded_by is None]
+    normal = candidate.cause.is_normal  # which of two harmless notices it is changes nothing
+    others = [
+        c
+        for c in ranked
+        if c.cause.id != candidate.cause.id and c.excluded_by is None and not (normal and c.cause.is_normal)
+    ]
     near = set(candidate.cause.near)
     second = max((c.support for c in others), default=0.0)
     far = max(

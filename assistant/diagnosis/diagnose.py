@@ -177,7 +177,8 @@ class _Answer:
             if name in self.catalog.messages
         )
         said = any(name.startswith("foreign-") for name in self.facts.said)
-        return (foreign or said) and not own and "speaks-of-vllm" not in self.facts.said
+        named = "speaks-of-vllm" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
+        return (foreign or said) and not own and not named
 
     def _kind(self, message: str) -> str:
         known = self.catalog.messages.get(message)
