@@ -48,8 +48,13 @@ MOST_CAUSES = 5
 MOST_QUOTES = 3
 #: A second cause is "also" there, not an alternative, when its own evidence would carry it alone.
 ALSO_SUPPORT = POINTS["decisive"] * 0.7
+#: Programs around vLLM, which people name beside its failures too: a failure that only an inference stack prints outweighs them.
+NEIGHBOURS = frozenset({"foreign-stores", "foreign-building", "foreign-platform", "foreign-client-code"})
+#: Sources of messages that any program may print.
+ANYBODYS = frozenset({"python", "operating system", "os", "linux", "kernel", "requests", "urllib3", "clients", "kubernetes"})
 #: Who says both has a question and no failure, unless something of the second line is said as well.
 REASSURED = frozenset({"works-fine", "may-i-ignore"})
+ONLY_ASKS = "incident.only_asks"
 COMPLAINTS = frozenset({"rejected", "trouble", "out-of-memory", "phase-startup"})
 
 
@@ -76,27 +81,29 @@ class Engine:
     def weigh(self, case: Case) -> tuple[Facts, list[Candidate], Resolved]:
         """Like :meth:`consider`, with the version that was found."""
         text = seen(normalise(case.text))
+        if only_asks := self._only_asks(text):
+            text = around(text)
         rest = remaining(text)
-        said = self.concepts(text)
-        if rest != text:  # what is excluded is only heard by what is about exclusions
-            said = self.concepts(rest) | (said & self.catalog.denials)
+        said = self._heard(text, rest)
         facts = gather_facts(case, self.catalog, said)
-        if self._only_asks(case, text, said):
-            facts.values["incident.only_asks"] = Evidence("incident.only_asks", "present", "notice", Origin("text"), case.text[:200])
+        if only_asks:
+            facts.values[ONLY_ASKS] = Evidence(ONLY_ASKS, "present", "notice", Origin("text"), case.text[:200])
         version = resolve(case, self.catalog)
         story = without_setup(rest)
-        told = said if story == rest else self.concepts(story) | (said & self.catalog.denials)
-        alike = rank(story, self.catalog.symptoms, told) if story else []
+        alike = rank(story, self.catalog.symptoms, self._heard(text, story)) if story else []
         return facts, candidates(facts, self.catalog, alike, raised(version.version, self.catalog)), version
 
-    def _only_asks(self, case: Case, text: str, said: frozenset[str]) -> bool:
+    def _heard(self, text: str, rest: str) -> frozenset[str]:
+        """The concepts of ``rest``; what was excluded of ``text`` is only heard by what is about exclusions."""
+        said = self.concepts(rest)
+        return said if rest == text else said | (self.concepts(text) & self.catalog.denials)
+
+    def _only_asks(self, text: str) -> bool:
         """Whether a person to whom all works asks if a line of the log may be ignored, and complains of nothing."""
-        if not said.issuperset(REASSURED):
+        said, own = self._heard(text, remaining(text)), around(text)
+        if not said.issuperset(REASSURED) or (own == text and "notice-said" not in said):
             return False
-        own = around(text)
-        if own == text and "notice-said" not in said and not case.reading.coverage:
-            return False
-        said = self.concepts(own)
+        said = self._heard(own, remaining(own))
         return said.issuperset(REASSURED) and not any(
             "incident.kind" in self.catalog.meanings.get(concept, ()) or concept in COMPLAINTS for concept in said
         )
@@ -176,7 +183,12 @@ class _Answer:
             for name in self.facts.messages
             if name in self.catalog.messages
         )
-        said = any(name.startswith("foreign-") for name in self.facts.said)
+        said = any(name.startswith("foreign-") and name not in NEIGHBOURS for name in self.facts.said)
+        if not said and not self.facts.said.keys().isdisjoint(NEIGHBOURS):
+            said = all(
+                self._kind(name) != "failure" or self.catalog.messages[name].source in ANYBODYS
+                for name in self.facts.messages
+            )
         named = "speaks-of-vllm" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
         return (foreign or said) and not own and not named
 

@@ -37,7 +37,7 @@ OTHER_PHASE = 0.6
 
 #: What a person only supposes counts less where a decisive message says something else.
 SUPPOSED = 0.6
-#: What remains of every failure where a person to whom all works asks whether a printed line may be ignored.
+#: What remains of a failure that was printed where a person to whom all works asks whether a printed line may be ignored.
 ONLY_ASKED = 0.3
 
 _FAILING = ("failure", "consequence", "wrapper")
@@ -218,7 +218,7 @@ def candidates(
     ]
     found = [c for c in found if c.support > 0]
     if normal and facts.value("incident.only_asks"):  # the printed words of trouble are no trouble then
-        found = [c if c.cause.is_normal else replace(c, support=c.support * ONLY_ASKED) for c in found]
+        found = [replace(c, support=c.support * ONLY_ASKED) if c.messages and not c.cause.is_normal else c for c in found]
     found = _discount_suppositions(found)
     found.sort(key=_rank)
     found = _explain_away(found, facts, catalog, order, alike, more)

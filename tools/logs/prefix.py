@@ -39,8 +39,9 @@ _SRUN = re.compile(r" {0,3}(\d{1,5}): (?=[(\[A-Z ])")
 _RANK = re.compile(r"\[(rank\d+|default\d+)\]: ?")
 _PROCESS = re.compile(r"\(([A-Za-z_][\w.\-]*[ ,][^()]{0,80}?pid=\d+[^()]{0,80}|raylet[^()]{0,60})\) ?")
 _VLLM = re.compile(rf"({_LEVEL}) ((?:\d{{2,4}}-)?\d\d-\d\d \d\d:\d\d:\d\d)(?:[.,]\d+)? \[?([^\s\]]{{1,120}}:\d+)\] ?")
+# torch's C++ logger pads the day and not the month: `[W603 08:00:00.1 ProcessGroupNCCL.cpp:4561]`.
 _GLOG = re.compile(
-    r"\[?([WEIFD])(\d{4}) (\d\d:\d\d:\d\d)(?:\.\d+)? +(?:(\d+) )?([^\]\s]{1,160}:\d+)\] ?(?:\[[^\]]{0,200}\] ?)?"
+    r"\[?([WEIFD])(\d{3,4}) (\d\d:\d\d:\d\d)(?:\.\d+)? +(?:(\d+) )?([^\]\s]{1,160}:\d+)\] ?(?:\[[^\]]{0,200}\] ?)?"
 )
 _NCCL = re.compile(r"([\w.\-]{1,100}):(\d+):(\d+) \[(\d+)\] (?:\S{1,80} )?NCCL (INFO|WARN|ERROR|TRACE|ABORT) ?")
 _RAY_CORE = re.compile(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([DIWEFC]) \d+ \d+\] ?(?:\((\w{1,40})\) )?")
@@ -210,7 +211,7 @@ def _level_layer(text: str, prefix: Prefix, at: int) -> int:
         prefix.clock = prefix.clock or found.group(2)  # an outer stamp states year and zone
     elif found := _GLOG.match(text, at):
         prefix.level, prefix.where, prefix.origin = found.group(1), found.group(5), "glog"
-        prefix.clock = prefix.clock or f"{found.group(2)[:2]}-{found.group(2)[2:]} {found.group(3)}"
+        prefix.clock = prefix.clock or f"{found.group(2)[:-2]:0>2}-{found.group(2)[-2:]} {found.group(3)}"
         if prefix.process is None and found.group(4):
             prefix.process = f"pid={found.group(4)}"
     elif found := _NCCL.match(text, at):
