@@ -14,6 +14,7 @@ _TABLE = re.compile(r"[|+][-=+|\s]{6,}|\|.{10,}\|\s*$")
 _NOISE = re.compile(
     r"Traceback \(most recent call last\)|During handling of the above exception|The above exception was the direct cause"
     r"|^\S+\.py:\d+: \w*Warning|^```|^\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d|^\S+:\d+:\d+ \[\d+\] NCCL"
+    r"|^huggingface/tokenizers: |^To disable this warning, you can either|^\s*- (?:Avoid using `tokenizers`|Explicitly set the environ)"
 )
 #: A command or one of its continuation lines: its flags are what was typed, not what the person says.
 _COMMAND = re.compile(

@@ -92,10 +92,13 @@ class Reporter:
 
     def _requests(self, run: Run) -> Iterator[Evidence]:
         access = run.access
-        if not (access.answered or access.refused or access.failed):
-            return
         end = Origin(run.source, run.last_line or None, None, run.last_at, run.last_line)
         total = max(access.answered, access.refused + access.failed)
+        if not total:
+            if run.stats.samples:  # an idle server: nobody asked, so nobody was refused
+                yield _fact("requests.refused", 0, end)
+                yield _fact("requests.failed", 0, end)
+            return
         yield _fact("requests.total", total, end)
         line, text = access.first_refused or (run.last_line, "")
         refused = Origin(run.source, line or None, None, None, line)
