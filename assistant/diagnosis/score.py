@@ -81,11 +81,14 @@ class Order:
     first_root: int | None  # order of the first failure that can be a root
     unrecognised: int | None  # order of the first failure that no message knows
     request_factor: float = 1.0  # what refused requests weigh, by their share of all
+    ready: int | None = None  # when the server came up, in a log without failures and without a word of complaint
 
     def place(self, message: str, item: Evidence, kind: str) -> float:
         """The weight of one message for its place among the failures."""
         if kind == "wrapper":
             return 0.0
+        if self.ready is not None and item.origin.order < self.ready and "WARNING" in item.quote:
+            return EXPLAINED  # the start went through in spite of it
         roots = [o for o in (self.first_root, self.unrecognised) if o is not None]
         if kind == "consequence":
             return EXPLAINED if any(o <= item.origin.order + NOTICE_LINES for o in roots) else 0.95
@@ -108,7 +111,14 @@ def order_of(facts: Facts, catalog: Catalog) -> Order:
         min(roots, default=None),
         unknown.origin.order if unknown is not None and unknown.state == "present" else None,
         _request_factor(facts),
+        _came_up(facts),
     )
+
+
+def _came_up(facts: Facts) -> int | None:
+    if facts.value("incident.words") != "none" or facts.value("log.failures") != 0 or facts.value("log.ended") != "open":
+        return None
+    return max((item.origin.order for item in facts.messages.get("stage-ready", ())), default=None)
 
 
 def _request_factor(facts: Facts) -> float:

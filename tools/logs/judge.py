@@ -122,7 +122,13 @@ class Judge:
                 self._pending[process] = _Pending(key, number, prefix.clock, prefix.process, text, wrapped)
                 return
             if not key[1] or self._counted_record.get(process) != key:
-                self._count(number, text, fatal=kinds & {"consequence", "wrapper"} != set() or not run.ready)
+                warned = prefix.level == "WARNING" and failing == {"failure"} and not run.ready
+                self._count(
+                    number,
+                    text,
+                    fatal=not warned and (kinds & {"consequence", "wrapper"} != set() or not run.ready),
+                )
+                run.warned += warned
             self._counted_record[process] = key
             self._note_exception(body, number, prefix.clock, prefix.process)
             return

@@ -44,7 +44,8 @@ class Reporter:
         end = Origin(run.source, run.last_line or None, None, run.last_at, run.last_line)
         yield _fact("log.coverage", run.coverage_word, end)
         first = Origin(run.source, run.first_failure_line or run.last_line or None, None, None, run.first_failure_line)
-        yield _fact("log.failures", run.failures, first, run.first_failure)
+        failures = run.failures - run.warned if run.ready else run.failures
+        yield _fact("log.failures", failures, first, run.first_failure)
         if self._broken_off and run.number == self._runs and run.ended == "open":
             why = "reading broke off before the end of the log"
             yield Evidence("log.ended", "unknown", None, end, why_unknown=why)

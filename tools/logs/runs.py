@@ -76,6 +76,7 @@ class Run:
     failing_now: bool = False  # a traceback was being printed when the stop was announced
     kernel_lines: bool = False
     failures: int = 0
+    warned: int = 0  # of these, what was only a warning while it started: a start that goes through survived them
     fatal: bool = False
     first_failure: str = ""
     first_failure_line: int = 0
