@@ -10,8 +10,8 @@ import re
 
 #: A quoted line: shorter quotes are names, flags and figures of speech.
 _LEAST = 12
-_QUOTES = (("`+", "`+"), ('"', '"'), ("“", "”"), ("「", "」"), ("『", "』"), ("«", "»"))
-_QUOTED = re.compile("|".join(rf"{left}[^\n]{{{_LEAST},600}}?{right}" for left, right in _QUOTES))
+_QUOTES = (("`", "`"), ('"', '"'), ("“", "”"), ("「", "」"), ("『", "』"), ("«", "»"))
+_QUOTED = re.compile("|".join(rf"{left}[^\n{left}{right}]{{{_LEAST},600}}{right}" for left, right in _QUOTES))
 
 
 def around(normalised: str) -> str:

@@ -51,11 +51,13 @@ ALSO_SUPPORT = POINTS["decisive"] * 0.7
 #: Programs around vLLM, which people name beside its failures too: a failure that only an inference stack prints outweighs them.
 NEIGHBOURS = frozenset({"foreign-stores", "foreign-building", "foreign-platform", "foreign-client-code"})
 #: Sources of messages that any program may print.
-ANYBODYS = frozenset({"python", "operating system", "os", "linux", "kernel", "requests", "urllib3", "clients", "kubernetes"})
+ANYBODYS = frozenset(
+    {"python", "operating system", "os", "linux", "kernel", "requests", "urllib3", "clients", "kubernetes"}
+)
 #: Who says both has a question and no failure, unless something of the second line is said as well.
 REASSURED = frozenset({"works-fine", "may-i-ignore"})
 ONLY_ASKS = "incident.only_asks"
-COMPLAINTS = frozenset({"rejected", "trouble", "out-of-memory", "phase-startup"})
+COMPLAINTS = frozenset({"rejected", "trouble", "out-of-memory"})
 
 
 @dataclass(slots=True)

@@ -116,7 +116,11 @@ def order_of(facts: Facts, catalog: Catalog) -> Order:
 
 
 def _came_up(facts: Facts) -> int | None:
-    if facts.value("incident.words") != "none" or facts.value("log.failures") != 0 or facts.value("log.ended") != "open":
+    if (
+        facts.value("incident.words") != "none"
+        or facts.value("log.failures") != 0
+        or facts.value("log.ended") != "open"
+    ):
         return None
     return max((item.origin.order for item in facts.messages.get("stage-ready", ())), default=None)
 
@@ -228,7 +232,9 @@ def candidates(
     ]
     found = [c for c in found if c.support > 0]
     if normal and facts.value("incident.only_asks"):  # the printed words of trouble are no trouble then
-        found = [replace(c, support=c.support * ONLY_ASKED) if c.messages and not c.cause.is_normal else c for c in found]
+        found = [
+            replace(c, support=c.support * ONLY_ASKED) if c.messages and not c.cause.is_normal else c for c in found
+        ]
     found = _discount_suppositions(found)
     found.sort(key=_rank)
     found = _explain_away(found, facts, catalog, order, alike, more)

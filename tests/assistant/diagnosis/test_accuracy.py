@@ -17,7 +17,7 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
-SETS = ("words", "oblique", "reports", "blind", "strangers", "apart")
+SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -47,6 +47,8 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
         ("blind", 0.95, 0.03),
         ("strangers", 0.95, 0.03),
         ("apart", 0.95, 0.03),
+        ("fresh", 0.95, 0.02),
+        ("neighbours", 0.9, 0.02),
     ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:
