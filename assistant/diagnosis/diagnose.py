@@ -186,7 +186,9 @@ class _Answer:
             if name in self.catalog.messages
         )
         said = any(name.startswith("foreign-") and name not in NEIGHBOURS for name in self.facts.said)
-        if not said and not self.facts.said.keys().isdisjoint(NEIGHBOURS):
+        beside = not self.facts.said.keys().isdisjoint(NEIGHBOURS)
+        serves = "inference-said" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
+        if not said and beside and not serves:
             said = all(
                 self._kind(name) != "failure" or self.catalog.messages[name].source in ANYBODYS
                 for name in self.facts.messages

@@ -92,6 +92,8 @@ def test_what_neighbours_print_is_theirs(words: str) -> None:
             "docker build with numpy 2.3: ImportError: Numba needs NumPy 2.2 or less. Got NumPy 2.3.",
             "install/dependency-conflict",
         ),
+        ("celery workers get timeouts: 200 requests wait, running 64 of max_num_seqs 64", "performance/queue-buildup"),
+        ("kafka 消费者超时，因为模型首字要等 30 秒，prompt 有 8 万 token", "performance/slow-first-token"),
         ("LoRA rank 128 is greater than max_lora_rank 64 since the jenkins job builds adapters", "engine/lora"),
     ],
 )
