@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis, Language
     from assistant.security.consent import Consents
     from assistant.settings import Settings
-    from assistant.store.audit import Audit, Outcome
+    from assistant.store.audit import Audit, Line, Outcome
     from assistant.store.database import Database
     from assistant.store.feedback import Feedback, Seen
     from assistant.store.incidents import Incidents
@@ -79,10 +79,12 @@ class Note:
     detail: Mapping[str, Any]
     written: bool = False
 
-    def fields(self, outcome: Outcome) -> dict[str, Any]:
+    def fields(self, outcome: Outcome) -> Line:
         """The line, when it is known how the call ended."""
-        parts = {"who": self.who, "role": self.role, "face": self.face, "did": self.did, "detail": self.detail}
-        return {**parts, "outcome": outcome}
+        return {
+            "who": self.who, "role": self.role, "face": self.face, "did": self.did, "detail": self.detail,
+            "outcome": outcome,
+        }  # fmt: skip
 
 
 #: Seconds that a target is watched for a diagnosis.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict, Unpack
 
 import sqlalchemy as sa
 
@@ -16,28 +16,28 @@ _MAX_DETAIL = 10_000
 Outcome = Literal["allowed", "refused", "done", "failed"]
 
 
+class Line(TypedDict, total=False):
+    """What a line is made of, as :meth:`Audit.line` takes it."""
+
+    who: Required[str]
+    role: Required[str]
+    face: Required[str]
+    did: Required[str]
+    effect: str
+    target: str | None
+    outcome: Required[Outcome]
+    detail: Mapping[str, Any] | None
+
+
 class Audit:
     """The audit lines of one database. Methods raise ``StoreError``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def note(
-        self,
-        *,
-        who: str,
-        role: str,
-        face: str,
-        did: str,
-        effect: str = "reads",
-        target: str | None = None,
-        outcome: Outcome,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
+    def note(self, **fields: Unpack[Line]) -> None:
         """Add one line; secrets in ``target`` and ``detail`` are removed."""
-        line = self.line(
-            who=who, role=role, face=face, did=did, effect=effect, target=target, outcome=outcome, detail=detail
-        )
+        line = self.line(**fields)
         self._database.together(lambda connection: connection.execute(line).close())
 
     def line(
