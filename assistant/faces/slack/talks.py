@@ -6,7 +6,7 @@ the revision they were drawn for; any member of the channel and any replica goes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from assistant.store.incidents import StaleRevisionError
 if TYPE_CHECKING:
     from assistant.diagnosis.model import Diagnosis
     from assistant.faces.slack.work import Work
+    from assistant.service import Answered
     from assistant.store.conversations import Conversation
     from assistant.store.feedback import Seen
     from assistant.store.incidents import Incident
@@ -107,14 +108,8 @@ async def diagnose(work: Work) -> None:
     )
     if earlier is not None:
         ask = _with(ask, earlier[1], Talk.of(earlier[0].state))
-    try:
-        answered = await work.service.diagnose(work.who, ask, face=FACE)
-    except (ReadersError, QuestionError, NotFoundError, ForbiddenError) as error:
-        said = work.told(error)
-        await work.show([rich(paragraph(words(cut(said, 1500))))], said)
-        return
-    except TimeoutError:
-        await work.say("slack-late", seconds=f"{work.service.settings.number('deadline_s'):g}")
+    answered = await _answered(work, work.service.diagnose(work.who, ask, face=FACE))
+    if answered is None:
         return
     diagnosis = answered.diagnosis
     if answered.not_saved:
@@ -134,19 +129,30 @@ async def go_on(work: Work, incident: str, found: Ask, title: str) -> None:
     """Decide an incident anew with what a check of it has found, as a talk of its own below the result."""
     work.line = replace(work.line, thread=work.line.root, ts="", url="")
     await work.show(*_progress(work, "slack-looking", what=title))
-    try:
-        answered = await work.service.more(work.who, incident, replace(found, language=work.lang), face=FACE)
-    except (ReadersError, QuestionError, NotFoundError, ForbiddenError, StoreError) as error:
-        said = work.told(error)
-        await work.show([rich(paragraph(words(cut(said, 1500))))], said)
-        return
-    except TimeoutError:
-        await work.say("slack-late", seconds=f"{work.service.settings.number('deadline_s'):g}")
+    asking = work.service.more(work.who, incident, replace(found, language=work.lang), face=FACE)
+    answered = await _answered(work, asking, StoreError)
+    if answered is None:
         return
     diagnosis = answered.diagnosis
     notes = (_not_kept(work, diagnosis, answered.not_saved),) if answered.not_saved else ()
     talk = Talk(diagnosis.language, work.line, work.word("slack-with-check", title=title), notes)
     await _begin(work, talk, diagnosis, answered.incident, None)
+
+
+#: What a person is told in the error's own words.
+TOLD: tuple[type[Exception], ...] = (ReadersError, QuestionError, NotFoundError, ForbiddenError)
+
+
+async def _answered(work: Work, asking: Coroutine[Any, Any, Answered], *also: type[Exception]) -> Answered | None:
+    """What ``asking`` brings; None where the person was told instead why it brings nothing."""
+    try:
+        return await asking
+    except TOLD + also as error:
+        said = work.told(error)
+        await work.show([rich(paragraph(words(cut(said, 1500))))], said)
+    except TimeoutError:
+        await work.say("slack-late", seconds=f"{work.service.settings.number('deadline_s'):g}")
+    return None
 
 
 async def _begin(
