@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from assistant.faces.cli.launching import CHECK_PODS_S, CHECK_S, Launcher, SiteOptions, fleet_of_site
-from assistant.faces.cli.nodes import NodeOption, progress, with_nodes
+from assistant.faces.cli.nodes import (
+    HostNetworkOption,
+    ImageOption,
+    KubeContextOption,
+    KubeOption,
+    NamespaceOption,
+    NodeOption,
+    progress,
+    with_nodes,
+)
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
 if TYPE_CHECKING:
@@ -33,17 +42,15 @@ def check(
         int | None, typer.Option("--nodes", min=1, max=512, help="Slurm, Kubernetes: how many nodes")
     ] = None,
     address: Annotated[str, typer.Option("--address", help="of the Ray cluster")] = "",
-    image: Annotated[str, typer.Option("--image", help="Kubernetes: image of the pods, the one vLLM runs with")] = "",
+    image: ImageOption = "",
     here: Annotated[
         int | None,
         typer.Option("--here", min=1, max=64, help="Kubernetes: GPUs that each pod asks for; none unless given"),
     ] = None,
-    kube: Annotated[str, typer.Option("--kube", metavar="FILE", help="Kubernetes: kubeconfig, or in-cluster")] = "",
-    kube_context: Annotated[str, typer.Option("--kube-context", help="Kubernetes: context of that file")] = "",
-    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes: where the Job is made")] = "",
-    host_network: Annotated[
-        bool, typer.Option("--host-network", help="Kubernetes: pods use the network of their nodes")
-    ] = False,
+    kube: KubeOption = "",
+    kube_context: KubeContextOption = "",
+    namespace: NamespaceOption = "",
+    host_network: HostNetworkOption = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="agree to a task on each node of Ray, Slurm or Kubernetes")
     ] = False,

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ImageOption = Annotated[str, typer.Option("--image", help="Kubernetes: image of the pods, the one vLLM runs with")]
+KubeOption = Annotated[str, typer.Option("--kube", metavar="FILE", help="Kubernetes: kubeconfig, or in-cluster")]
+KubeContextOption = Annotated[str, typer.Option("--kube-context", help="Kubernetes: context of that file")]
+NamespaceOption = Annotated[str, typer.Option("--namespace", help="Kubernetes: where the Job is made")]
+HostNetworkOption = Annotated[
+    bool, typer.Option("--host-network", help="Kubernetes: pods use the network of their nodes")
+]
 NodeOption = Annotated[
     list[str] | None,
     typer.Option("--node", metavar="NAME", help="a target with node_tools; all of them unless given, may be repeated"),

@@ -14,7 +14,14 @@ import typer
 
 from assistant.faces.cli.auditing import noted
 from assistant.faces.cli.launching import Launcher, SiteOptions, run_on_nodes, run_on_site
-from assistant.faces.cli.nodes import NodeOption
+from assistant.faces.cli.nodes import (
+    HostNetworkOption,
+    ImageOption,
+    KubeContextOption,
+    KubeOption,
+    NamespaceOption,
+    NodeOption,
+)
 from assistant.faces.cli.options import ExitCodeOption, Lang, LangOption, Output, OutputOption, fail
 
 if TYPE_CHECKING:
@@ -170,13 +177,11 @@ def nccl(
     nodes: Annotated[
         int | None, typer.Option("--nodes", min=2, max=512, help="how many nodes Slurm or Kubernetes shall give")
     ] = None,
-    image: Annotated[str, typer.Option("--image", help="Kubernetes: image of the pods, the one vLLM runs with")] = "",
-    kube: Annotated[str, typer.Option("--kube", metavar="FILE", help="Kubernetes: kubeconfig, or in-cluster")] = "",
-    kube_context: Annotated[str, typer.Option("--kube-context", help="Kubernetes: context of that file")] = "",
-    namespace: Annotated[str, typer.Option("--namespace", help="Kubernetes: where the Job is made")] = "",
-    host_network: Annotated[
-        bool, typer.Option("--host-network", help="Kubernetes: pods use the network of their nodes")
-    ] = False,
+    image: ImageOption = "",
+    kube: KubeOption = "",
+    kube_context: KubeContextOption = "",
+    namespace: NamespaceOption = "",
+    host_network: HostNetworkOption = False,
     address: Annotated[
         str, typer.Option("--address", help="of the Ray cluster; the one that runs here unless given")
     ] = "",
