@@ -403,8 +403,7 @@ class Service:
 
     def _put(self, kept: Kept, diagnosis: Diagnosis, saved_by: str, note: Note) -> tuple[Seen, ...]:
         """Keep an incident and the note about it at once; returns earlier ones of the same cause."""
-        line = self.audit.line(**note.fields("done"))
-        self.incidents.put(kept, saved_by=saved_by, also=line)
+        self.incidents.put(kept, saved_by=saved_by, also=self.audit.adding(**note.fields("done")))
         note.written = True
         return self._seen(diagnosis, kept.id)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Required, TypedDict, Unpack
 
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ Outcome = Literal["allowed", "refused", "done", "failed"]
 
 
 class Line(TypedDict, total=False):
-    """What a line is made of, as :meth:`Audit.line` takes it."""
+    """What a line is made of, as :meth:`Audit.note` takes it."""
 
     who: Required[str]
     role: Required[str]
@@ -34,36 +34,30 @@ class Audit:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._insert = sa.insert(AUDIT).values(at=database.now_ms)
 
     def note(self, **fields: Unpack[Line]) -> None:
         """Add one line; secrets in ``target`` and ``detail`` are removed."""
-        line = self.line(**fields)
-        self._database.together(lambda connection: connection.execute(line).close())
+        self._database.together(self.adding(**fields))
 
-    def line(
-        self,
-        *,
-        who: str,
-        role: str,
-        face: str,
-        did: str,
-        effect: str = "reads",
-        target: str | None = None,
-        outcome: Outcome,
-        detail: Mapping[str, Any] | None = None,
-    ) -> sa.Insert:
+    def adding(self, **fields: Unpack[Line]) -> Callable[[sa.Connection], None]:
         """What adds the line in somebody's transaction; secrets in ``target`` and ``detail`` are removed."""
-        return sa.insert(AUDIT).values(
-            at=self._database.now_ms,
-            who=plain_text(who, 200),
-            role=role,
-            face=face,
-            did=plain_text(did, 200),
-            effect=effect,
-            target=None if target is None else plain_text(redact(target), 2000),
-            outcome=outcome,
-            detail=_detail(detail or {}),
-        )
+        target = fields.get("target")
+        row = {
+            "who": plain_text(fields["who"], 200),
+            "role": fields["role"],
+            "face": fields["face"],
+            "did": plain_text(fields["did"], 200),
+            "effect": fields.get("effect", "reads"),
+            "target": None if target is None else plain_text(redact(target), 2000),
+            "outcome": fields["outcome"],
+            "detail": _detail(fields.get("detail") or {}),
+        }
+
+        def add(connection: sa.Connection) -> None:
+            connection.execute(self._insert, row).close()
+
+        return add
 
     def recent(self, limit: int = 100, who: str | None = None) -> list[dict[str, Any]]:
         """The newest lines first."""

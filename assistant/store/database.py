@@ -75,6 +75,7 @@ class Database:
         self.observer: Callable[[str, float, bool], None] | None = None
         self.is_postgres = self.url.get_backend_name() == "postgresql"
         self._engine = self._postgres() if self.is_postgres else self._sqlite()
+        self._clock = sa.select(self.now_ms)
         self._turn = threading.Lock()
         self._waiting: deque[_Work] = deque()
 
@@ -95,7 +96,7 @@ class Database:
 
     def clock(self, connection: sa.Connection) -> int:
         """The database's clock in milliseconds since 1970."""
-        return int(connection.execute(sa.select(self.now_ms)).scalar_one())
+        return int(connection.execute(self._clock).scalar_one())
 
     @contextlib.contextmanager
     def write(self) -> Iterator[sa.Connection]:
@@ -107,7 +108,8 @@ class Database:
         """What ``work`` returns, committed. Raises :class:`StoreError` and what ``work`` raises.
 
         Where a file has one writer at a time and each commit waits for the disk, those who wait meanwhile are done in
-        one transaction by the next of them: its savepoints keep them apart, its commit is everybody's.
+        one transaction by the next of them, whose commit is everybody's. Where a piece of work fails, all of them are
+        done once more and kept apart, so ``work`` must change nothing but the database.
         """
         if self.is_postgres:
             with self.write() as connection:
@@ -131,14 +133,14 @@ class Database:
     def _do_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MOST_TOGETHER))]
         try:
-            with self._engine.begin() as connection:
-                if len(batch) == 1:
-                    batch[0].do(connection)
-                else:
-                    for item in batch:
-                        # Its own error is raised where the work came from; what the rollback adds to it says less.
-                        with contextlib.suppress(Exception), connection.begin_nested():
-                            item.do(connection)
+            try:
+                self._do(batch)
+            except Exception:
+                # Nearly every batch ends well, so savepoints are made only where one piece has failed and the others
+                # must not: their work is done anew, what was done before is rolled back.
+                if len(batch) == 1 or not any(item.error for item in batch):
+                    raise
+                self._do(batch, apart=True)
         except BaseException as error:
             for item in batch:
                 item.error = item.error or error
@@ -147,6 +149,18 @@ class Database:
         finally:
             for item in batch:
                 item.done = True
+
+    def _do(self, batch: list[_Work], *, apart: bool = False) -> None:
+        """Do the work of ``batch`` in one transaction; ``apart``: so that what fails leaves the others alone."""
+        with self._engine.begin() as connection:
+            for item in batch:
+                item.error = None
+                if apart:
+                    # Its own error is raised where the work came from; what the rollback adds to it says less.
+                    with contextlib.suppress(Exception), connection.begin_nested():
+                        item.do(connection)
+                else:
+                    item.do(connection)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[sa.Connection]:

@@ -19,6 +19,27 @@ MOST_SEEN, _PAGE = 3, 200
 _MOST_FIX = 300
 
 
+def _earlier(*more: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """The newest incidents of ``:cause``, each once for every judgement and the newest judgement last."""
+    newest = (
+        sa.select(INCIDENTS.c.id, INCIDENTS.c.created_at, INCIDENTS.c.target)
+        .where(INCIDENTS.c.cause == sa.bindparam("cause"), INCIDENTS.c.id != sa.bindparam("besides"), *more)
+        .order_by(INCIDENTS.c.created_at.desc(), INCIDENTS.c.id)
+        .limit(MOST_SEEN)
+        .subquery()
+    )
+    return (
+        sa.select(newest, FEEDBACK.c.helped, FEEDBACK.c.comment)
+        .select_from(newest.outerjoin(FEEDBACK, FEEDBACK.c.incident == newest.c.id))
+        .order_by(newest.c.created_at.desc(), newest.c.id, FEEDBACK.c.at, FEEDBACK.c.id)
+    )
+
+
+# Made once: they are asked with every diagnosis.
+_OF_CAUSE = _earlier()
+_OF_CAUSE_AND_TARGET = _earlier(INCIDENTS.c.target == sa.bindparam("target"))
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """An earlier incident with the same cause. ``fix`` is what somebody said to have worked, "" where nobody did."""
@@ -61,27 +82,13 @@ class Feedback:
 
     def seen_before(self, cause: str, target: str | None, *, besides: str = "") -> tuple[Seen, ...]:
         """The newest earlier incidents with this cause: those of the same target, or of any where it is None."""
-        where = sa.and_(INCIDENTS.c.cause == cause, INCIDENTS.c.id != besides)
-        if target is not None:
-            where = sa.and_(where, INCIDENTS.c.target == target)
-        statement = (
-            sa.select(INCIDENTS.c.id, INCIDENTS.c.created_at, INCIDENTS.c.target)
-            .where(where)
-            .order_by(INCIDENTS.c.created_at.desc())
-            .limit(MOST_SEEN)
-        )
+        statement = _OF_CAUSE if target is None else _OF_CAUSE_AND_TARGET
         with self._database.read() as connection:
-            rows = list(connection.execute(statement).mappings())
-            said = _newest(connection, [row["id"] for row in rows])
+            rows = connection.execute(statement, {"cause": cause, "besides": besides, "target": target}).all()
+        said = {row.id: row for row in rows}  # of several judgements the newest, which comes last
         return tuple(
-            Seen(
-                row["id"],
-                row["created_at"],
-                row["target"],
-                said[row["id"]]["helped"] if row["id"] in said else None,
-                _fix(said.get(row["id"])),
-            )
-            for row in rows
+            Seen(row.id, row.created_at, row.target, row.helped, _fix(row._mapping if row.helped else None))
+            for row in said.values()
         )
 
     def per_cause(self) -> list[Judged]:

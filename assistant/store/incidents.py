@@ -7,7 +7,7 @@ who answer the same question do not overwrite each other.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from assistant.store.texts import from_json, plain_text
 #: Characters of JSON that one incident may have, diagnosis and evidence each.
 MAX_JSON = 8 * 1024 * 1024
 _MAX_WORDS = 20_000
+#: Made once: putting a statement together costs as much as carrying it out.
+_INSERT = sa.insert(INCIDENTS)
 
 Json = Mapping[str, Any]
 
@@ -80,15 +82,15 @@ class Incidents:
         self.put(as_kept(incident, 1, diagnosis, evidence, question=question), saved_by=saved_by)
         return incident
 
-    def put(self, kept: Kept, *, saved_by: str, also: sa.Insert | None = None) -> None:
-        """Keep the first revision of an incident, and ``also`` another row: both or neither."""
-        values = {**_columns(kept), "question": kept.question, "saved_by": plain_text(saved_by, 200)}
+    def put(self, kept: Kept, *, saved_by: str, also: Callable[[sa.Connection], None] | None = None) -> None:
+        """Keep the first revision of an incident, and what ``also`` adds: both or neither."""
+        values = {**_columns(kept), "id": kept.id, "question": kept.question, "saved_by": plain_text(saved_by, 200)}
 
         def insert(connection: sa.Connection) -> None:
             now = self._database.clock(connection)
-            connection.execute(sa.insert(INCIDENTS).values(id=kept.id, created_at=now, updated_at=now, **values))
+            connection.execute(_INSERT, {**values, "created_at": now, "updated_at": now}).close()
             if also is not None:
-                connection.execute(also).close()
+                also(connection)
 
         self._database.together(insert)
 

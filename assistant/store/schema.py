@@ -43,6 +43,7 @@ INCIDENTS = Table(
     Column("diagnosis", Text, nullable=False),
     Column("evidence", Text, nullable=False),
     Index("incidents_by_time", "created_at"),
+    Index("incidents_by_cause", "cause", "created_at"),
 )
 
 ANSWERS = Table(
