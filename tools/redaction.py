@@ -167,9 +167,11 @@ def _email_spans(text: bytes) -> list[_Span]:
 
 def _address_spans(text: bytes) -> list[_Span]:
     spans: list[_Span] = []
+    if not _could_be_an_address(text):
+        return spans
     for run in _RUN.finditer(text):
         characters = run.group()
-        if characters.count(b".") < 3 and characters.count(b":") < 2:
+        if not _could_be_an_address(characters):
             continue
         dotted = _DOTTED.search(characters)
         ended = characters if characters.endswith(b"::") else characters.rstrip(b".:")
@@ -177,6 +179,11 @@ def _address_spans(text: bytes) -> list[_Span]:
         if _identifies_a_host(characters[start:stop].decode()):
             spans.append((run.start() + start, run.start() + stop))
     return spans
+
+
+def _could_be_an_address(text: bytes) -> bool:
+    """Whether there are the signs of one: three dots, eight groups, or groups left out. A clock has two colons."""
+    return text.count(b".") >= 3 or b"::" in text or text.count(b":") >= 7
 
 
 def _identifies_a_host(text: str) -> bool:

@@ -40,6 +40,8 @@ _CONFIGURED = {
 _SERVE = re.compile(
     r"(?:\bvllm[ \t]+serve\b|-m[ \t]+vllm\.entrypoints[\w.]*|\bapi_server\.py\b|vllm/vllm-[\w.-]{1,40}(?::[\w.-]{1,60})?(?=[ \t]+-))(.*)"
 )
+#: One of these stands in everything that :data:`_SERVE` finds.
+_SERVE_WORDS = ("serve", "entrypoints", "api_server.py", "vllm/vllm-")
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*$")
 _SHORT = {
     "tp": "tensor_parallel_size",
@@ -75,17 +77,19 @@ _SHM = re2.compile(
     r"--shm-size[= ][\"']?([\d.]{1,10}) ?([kKmMgG]?)[bB]?|\bshm_size:[ \t]*[\"']?([\d.]{1,10}) ?([kKmMgG]?)[bB]?"
 )
 _SHM_DF = re2.compile(r"(?m)^(?:shm|tmpfs)\s+([\d.]{1,10})([KMGT]?)\s.{0,80}/dev/shm")
+#: What to look for in the whole text, where one of the words stands in it in small letters: most texts hold none.
 _FACTS = (
-    ("server.version", re2.compile(r"vllm/vllm-openai:v(\d+\.\d+\.\d+[\w.]{0,20})")),
-    ("server.version", re2.compile(r"\bvllm ?==? ?(\d+\.\d+\.\d+[\w.+]{0,30})")),
+    ("server.version", ("vllm-openai:v",), re2.compile(r"vllm/vllm-openai:v(\d+\.\d+\.\d+[\w.]{0,20})")),
+    ("server.version", ("vllm=", "vllm ="), re2.compile(r"\bvllm ?==? ?(\d+\.\d+\.\d+[\w.+]{0,30})")),
     (
         "server.version",
+        ("llm version", "llm 版本"),
         re2.compile(r"\bv(?:LLM|llm) (?:[Vv]ersion|版本) ?(?:[:：=]|is|为|是)? ?v?(\d+\.\d+(?:\.\d+)?[\w.+]{0,30})"),
     ),
-    ("server.version", re2.compile(r"\bv(?:LLM|llm)[ :：-]{1,2}v?(\d+\.\d+\.\d+[\w.+]{0,30})")),
-    ("gpu.driver", re2.compile(r"Driver Version: (\d{3}\.[\d.]{1,12})")),
-    ("gpu.driver", re2.compile(r"[Nn]vidia driver version: (\d{3}\.[\d.]{1,12})")),
-    ("gpu.name", re2.compile(r"(?m)^GPU \d+: ([A-Z][\w .\-]{3,60})")),
+    ("server.version", ("llm",), re2.compile(r"\bv(?:LLM|llm)[ :：-]{1,2}v?(\d+\.\d+\.\d+[\w.+]{0,30})")),
+    ("gpu.driver", ("driver version: ",), re2.compile(r"Driver Version: (\d{3}\.[\d.]{1,12})")),
+    ("gpu.driver", ("driver version: ",), re2.compile(r"[Nn]vidia driver version: (\d{3}\.[\d.]{1,12})")),
+    ("gpu.name", ("\ngpu ",), re2.compile(r"(?m)^GPU \d+: ([A-Z][\w .\-]{3,60})")),
 )
 
 
@@ -212,7 +216,7 @@ def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
             own.append((number, line))
         origin = Origin(source, number, None, None, number)
         shown = line.strip()[:300]
-        served = _SERVE.search(line) if speaks else None
+        served = _SERVE.search(line) if speaks and any(word in line for word in _SERVE_WORDS) else None
         if served:
             _read_words(facts, _words(served.group(1)), origin, shown)
         if "=" in line:
@@ -222,9 +226,10 @@ def read_text(facts: Facts, text: str, source: str, quote: str = "") -> None:
     _read_yaml(facts, text, source)
     _read_calls(facts, text, source)
     read_launch(facts, own, text, source)
-    for name, rule in _FACTS:
-        found = rule.search(text)
-        if found and name not in facts:
+    small = f"\n{text}".lower()
+    for name, words, rule in _FACTS:
+        found = rule.search(text) if name not in facts and any(word in small for word in words) else None
+        if found:
             number = text.count("\n", 0, found.start()) + 1
             facts.state(
                 name, found.group(1).strip(" ."), Origin(source, number, None, None, number), found.group(0)[:200]
@@ -323,6 +328,8 @@ def _read_yaml(facts: Facts, text: str, source: str) -> None:
 
 def _read_calls(facts: Facts, text: str, source: str) -> None:
     """``llm = LLM(model="...", tensor_parallel_size=2)`` in a script."""
+    if "LLM(" not in text and "EngineArgs(" not in text:
+        return
     for found in list(_CALL.finditer(text))[:4]:
         end = text.find(")\n", found.end(), found.end() + 4000)
         inside = text[found.end() : end if end > 0 else found.end() + 600]
@@ -334,11 +341,11 @@ def _read_calls(facts: Facts, text: str, source: str) -> None:
 
 
 def _read_shm(facts: Facts, text: str, source: str) -> None:
-    found = _SHM.search(text)
+    found = _SHM.search(text) if "shm-size" in text or "shm_size" in text else None
     size, unit = (found.group(1) or found.group(3), found.group(2) or found.group(4) or "") if found else ("", "")
     in_kib = found is None
     if in_kib:
-        found = _SHM_DF.search(text)
+        found = _SHM_DF.search(text) if "/dev/shm" in text else None
         size, unit = (found.group(1), found.group(2)) if found else ("", "")
     if found is None or not size.replace(".", "", 1).isdigit():
         return

@@ -32,7 +32,7 @@ _PROGRAM = re.compile(
     r"|\b(?:docker|podman|nerdctl)[ \t]+(?:container[ \t]+)?run\b"
 )
 #: One of these stands in every command of :data:`_PROGRAM`; looking for them costs next to nothing.
-_PROGRAM_WORDS = ("serve", "entrypoints", "api_server.py", "run")
+_PROGRAM_WORDS = (" serve", "\tserve", ".entrypoints", "api_server.py", " run", "\trun")
 _FLAG = re.compile(r"(?:^|\s)-{1,2}[A-Za-z][\w-]*")
 _MODEL_LIKE = re.compile(r"[~./$\w{}-]*(?:/|\d|\$)[\w./:$@{}~-]*$|[A-Za-z]:\\")
 _KEY = re.compile(
@@ -41,10 +41,11 @@ _KEY = re.compile(
 _ITEM = re.compile(r"^([ \t]*)-[ \t]+(.*)$")
 _FLOW = re.compile(r"\"((?:[^\"\\]|\\.){0,2000})\"|'((?:[^']|''){0,2000})'|([^\s,\[\]\"'][^,\[\]]{0,400})")
 _KUBERNETES = re2.compile(r"(?m)^[ \t]*(?:containers|apiVersion|initContainers):|^[ \t]*kind:[ \t]*(?:Pod|Deployment|StatefulSet|Infer|Ray|Leader)")  # fmt: skip
+#: Words of which one stands in what the rule finds, and the rule.
 _HINTS = (
-    ("kubernetes", re2.compile(r"(?m)^\[?pod/[\w.-]+|^[ \t]*Normal[ \t]+Scheduled\b|\bkubectl (?:logs|describe|get)\b")),
-    ("compose", re2.compile(r"(?m)^[\w.-]{1,60}[-_]\d{1,3}[ \t]+\| |\bdocker[ -]compose (?:up|logs|run)\b")),
-    ("systemd", re2.compile(r"(?m)^\w{3} [ \d]\d [\d:]{8} [\w.-]+ vllm[\w@.-]*\[\d+\]: |\b(?:systemctl|journalctl) ")),
+    ("kubernetes", ("pod/", "Scheduled", "kubectl "), re2.compile(r"(?m)^\[?pod/[\w.-]+|^[ \t]*Normal[ \t]+Scheduled\b|\bkubectl (?:logs|describe|get)\b")),
+    ("compose", ("| ", "docker"), re2.compile(r"(?m)^[\w.-]{1,60}[-_]\d{1,3}[ \t]+\| |\bdocker[ -]compose (?:up|logs|run)\b")),
+    ("systemd", ("]: ", "ctl "), re2.compile(r"(?m)^\w{3} [ \d]\d [\d:]{8} [\w.-]+ vllm[\w@.-]*\[\d+\]: |\b(?:systemctl|journalctl) ")),
 )  # fmt: skip
 _CALL = re2.compile(r"\b(LLM\(\s*)[\"'\w]")
 _LORA = re.compile(r"LoRAModulePath\(name=('[^']{1,200}'), path=('[^']{1,400}')")
@@ -73,8 +74,8 @@ def read_launch(facts: Facts, lines: Sequence[tuple[int, str]], text: str, sourc
         _read_call(facts, text, source)
     head = text[:20_000]
     if "server.launch" not in facts:
-        for form, rule in _HINTS:
-            hit = rule.search(head)
+        for form, words, rule in _HINTS:
+            hit = rule.search(head) if any(word in head for word in words) else None
             if hit:
                 number = head.count("\n", 0, hit.start()) + 1
                 origin = Origin(source, number, None, None, number)
@@ -214,7 +215,7 @@ def _unquoted(found: re.Match[str]) -> str:
 
 def _read_call(facts: Facts, text: str, source: str) -> None:
     """``llm = LLM("model", max_model_len=4096)`` in a script: its keywords, where they are literals."""
-    at = _CALL.search(text)
+    at = _CALL.search(text) if "LLM(" in text else None
     if at is None:
         return
     began = at.end(1)

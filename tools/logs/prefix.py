@@ -98,6 +98,8 @@ def parse_prefix(text: str) -> Prefix:
     >>> parse_prefix("INFO 06-10 21:32:17 llm_engine.py:161] Initializing an LLM engine").where
     'llm_engine.py:161'
     """
+    if text[:1] == " " and _SRUN.match(text) is None:
+        return Prefix()
     return _of_vllm(text) or _in_layers(text)
 
 
@@ -110,6 +112,10 @@ def _of_vllm(text: str) -> Prefix | None:
     return Prefix(process, level, clock, where, None, "vllm", found.end())
 
 
+#: What a line of a traceback or of a listing has: every layer but srun's begins with its own first character.
+_NONE = Prefix()
+
+
 class Prefixes:
     """Reads prefixes like :func:`parse_prefix` and remembers vLLM's own: the lines of a record share theirs to the letter.
 
@@ -120,6 +126,8 @@ class Prefixes:
         self._known: dict[str, Prefix] = {}
 
     def read(self, text: str) -> Prefix:
+        if text[:1] == " " and _SRUN.match(text) is None:
+            return _NONE
         cut = text.find("] ", 0, 240) + 2
         known = self._known.get(text[:cut])
         if known is not None:
@@ -136,8 +144,6 @@ class Prefixes:
 
 def _in_layers(text: str) -> Prefix:
     prefix = Prefix()
-    if text[:1] == " " and _SRUN.match(text) is None:
-        return prefix  # a line of a traceback or of a listing: every other layer begins with its own first character
     at = _outer_layers(text, prefix)
     at = _process_layers(text, prefix, at)
     at = _level_layer(text, prefix, at)

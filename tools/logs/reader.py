@@ -349,17 +349,22 @@ class SourceReader:
     def _survey(self, data: bytearray, low: int, high: int) -> None:
         """The first lines of a run: its first time, its processes."""
         self._fresh = False
-        position = low
-        for _ in range(_SURVEY_LINES):
-            if position >= high or (self.run.first_at is not None and position - low > _SURVEY_BYTES):
-                return
-            end = line_end(data, position, high)
-            prefix = self._prefixes.read(plain(data[position : min(end, position + HEAD_BYTES)]))
-            if prefix.clock and self.run.first_at is None:
-                self.run.first_at = self._cursor.at(prefix.clock)
-            if prefix.process and not prefix.process.startswith("pid="):
-                self.run.note_process(prefix.process)
-            position = end + 1
+        run, position, left = self.run, low, _SURVEY_LINES
+        while position < high and left > 0:
+            ahead = _lines_ahead(data, position, high)
+            for text in ahead or ("",):
+                if left == 0 or (run.first_at is not None and position - low > _SURVEY_BYTES):
+                    return
+                end = position + len(text) if ahead else line_end(data, position, high)
+                if not ahead:
+                    text = plain(data[position : min(end, position + HEAD_BYTES)])
+                prefix = self._prefixes.read(text)
+                if prefix.clock and run.first_at is None:
+                    run.first_at = self._cursor.at(prefix.clock)
+                if prefix.process and not prefix.process.startswith("pid="):
+                    run.note_process(prefix.process)
+                position = end + 1
+                left -= 1
 
     # -- requests and statistics ---------------------------------------------------------------------------------
 
