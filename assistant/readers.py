@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import os
 import threading
 import time
@@ -292,8 +293,13 @@ def _ready() -> Engine:
 
 
 def _warm() -> None:
-    """Read a line and a few words: what reading prepares at its first use is prepared then."""
+    """Read a line and a few words: what reading prepares at its first use is prepared then, and stays.
+
+    Runs in a process of its own, whose search for garbage need not go through all of that again and again.
+    """
     _diagnose(Ask(text="the server hangs", logs=(("log", b"INFO 01-01 00:00:00 [api_server.py:1] vLLM\n"),)), 10.0)
+    gc.collect()
+    gc.freeze()
 
 
 def _diagnose(ask: Ask, deadline_s: float) -> Diagnosis:

@@ -104,7 +104,7 @@ class Shared:
         Raises ``UnauthenticatedError``, :class:`TooOftenError` and ``StoreError``.
         """
         principal = await self.authenticator.who(authorization)
-        wait_s = self.limiter.take(address if principal.id == ANONYMOUS.id else principal.id)
+        wait_s = await self.limiter.take(address if principal.id == ANONYMOUS.id else principal.id)
         if wait_s is not None:
             raise TooOftenError(wait_s)
         return principal

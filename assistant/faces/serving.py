@@ -7,6 +7,7 @@ closes each connection with the answer, so that the next request finds another.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -42,6 +43,12 @@ class Draining(uvicorn.Server):
         self._until = time.monotonic() + drain_s
         self._captured_signals.append(sig)
         self._shared.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Prepare and listen. What the program has by then stays, so Python looks for no garbage among it any more."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what there is, and then the log of it: uvicorn ends the process by the signal that it got."""

@@ -6,20 +6,23 @@ import math
 import time
 
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 
 class Limiter:
-    """At most ``per_minute`` requests in any minute for each key."""
+    """At most ``per_minute`` requests in any minute for each key, counted on one event loop.
+
+    (What the library has for threads begins one with nearly every request and waits until it runs.)
+    """
 
     def __init__(self, per_minute: int) -> None:
         self._item = RateLimitItemPerMinute(per_minute)
         self._window = SlidingWindowCounterRateLimiter(MemoryStorage())
 
-    def take(self, key: str) -> int | None:
+    async def take(self, key: str) -> int | None:
         """Count one request: None when it may go on, else the whole seconds to wait."""
-        if self._window.hit(self._item, key):
+        if await self._window.hit(self._item, key):
             return None
-        reset = self._window.get_window_stats(self._item, key).reset_time
-        return max(1, math.ceil(reset - time.time()))
+        stats = await self._window.get_window_stats(self._item, key)
+        return max(1, math.ceil(stats.reset_time - time.time()))

@@ -105,7 +105,7 @@ def mount(app: FastAPI, shared: Shared) -> None:
         service = shared.service
         if who_may == "token":
             principal = await shared.authenticator.who(request.headers.get("authorization"))
-            if shared.limiter.take(principal.id) is not None:
+            if await shared.limiter.take(principal.id) is not None:
                 raise HTTPException(429, "The figures are asked for too often.")
         await _look(service, shared.metrics)
         page, kind = shared.metrics.page()

@@ -79,7 +79,7 @@ class Door:
     async def _pass(self, visit: Visit, page: Page, open_to_all: bool) -> Response:
         request, visitor = visit.request, visit.visitor
         sender = visitor.principal.id if visitor.signed_in and visitor.principal else _address(request)
-        wait_s = self._shared.limiter.take(sender)
+        wait_s = await self._shared.limiter.take(sender)
         if wait_s is not None:
             response = _said(visit, 429, visit.word("web-error-often", seconds=wait_s))
             response.headers["Retry-After"] = str(wait_s)

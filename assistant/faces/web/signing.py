@@ -22,7 +22,7 @@ async def sign_in(visit: Visit) -> Response:
     """Check the token or ticket and begin a session."""
     request = visit.request
     address = request.client.host if request.client else "unknown"
-    wait_s = visit.sessions.attempts.take(address)
+    wait_s = await visit.sessions.attempts.take(address)
     if wait_s is not None:
         raise PageError(429, visit.word("web-error-often", seconds=wait_s))
     ticket = visit.field("ticket", 400)

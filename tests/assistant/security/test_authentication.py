@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,14 @@ def test_unknown_keys_do_not_make_the_issuer_be_asked_again_and_again(tokens: To
     assert asked.times == 2
 
 
-def test_the_limit_is_for_each_sender() -> None:
-    limiter = Limiter(3)
-    assert [limiter.take("a") for _ in range(3)] == [None] * 3
-    wait = limiter.take("a")
-    assert wait is not None and 1 <= wait <= 61
-    assert limiter.take("b") is None
+def test_the_limit_is_for_each_sender_and_starts_no_thread() -> None:
+    limiter, threads = Limiter(3), set(threading.enumerate())
+
+    async def many() -> None:
+        assert [await limiter.take("a") for _ in range(3)] == [None] * 3
+        wait = await limiter.take("a")
+        assert wait is not None and 1 <= wait <= 61
+        assert await limiter.take("b") is None
+        assert set(threading.enumerate()) == threads
+
+    asyncio.run(many())
