@@ -22,6 +22,8 @@ STUBBORN_S = 2.0
 _LOOK_EVERY_S = 0.25
 #: A call that took longer read something large.
 _LARGE_S = 0.2
+#: glibc's number for the setting (malloc.h), and how many shares of the heap there may be.
+_M_ARENA_MAX, _SHARES = -8, 2
 
 #: Says whether anybody still waits for what this thread or process works on.
 _abandoned: ContextVar[Callable[[], bool] | None] = ContextVar("abandoned", default=None)
@@ -50,6 +52,17 @@ def abandoned_when(asked: Callable[[], bool]) -> Iterator[None]:
         yield
     finally:
         _abandoned.reset(before)
+
+
+def share_memory() -> None:
+    """Let all threads take from a few shares of the heap: glibc gives nearly each its own, and none gives back its rest.
+
+    To be called before there are threads; what has got a share keeps it.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _SHARES)
 
 
 def give_back_memory() -> None:

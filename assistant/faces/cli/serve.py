@@ -32,9 +32,11 @@ def serve(
     from assistant.faces.app import create_app
     from assistant.faces.patience import patient
     from assistant.faces.serving import Draining
+    from assistant.reading_process import share_memory
     from assistant.settings import SettingsError
     from knowledge.errors import KnowledgeError
 
+    share_memory()
     settings, listener = listening(host, port)
     try:
         application = create_app(settings, port=listener.getsockname()[1])
