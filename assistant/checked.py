@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def found_by(job: Job) -> Ask | None:
-    """What a job found out about an incident; None where it is not done, belongs to none, or has nothing to decide by."""
-    if job.state != "done" or job.incident is None:
+    """What a job found out; None where it is not done or has nothing to decide by."""
+    if job.state != "done":
         return None
     return found_in(job.action, job.result)
 

@@ -65,6 +65,8 @@ class Answered:
             engine=__version__, full=full, incident=self.incident, revision=self.revision
         )
         body["seen_before"] = [seen.to_json() for seen in self.seen_before]
+        if self.not_saved:
+            body["not_saved"] = self.not_saved
         return body
 
 
@@ -191,19 +193,26 @@ class Service:
         return await self.diagnose(principal, whole, face=face)
 
     async def with_check(
-        self, principal: Principal, job: str, language: Language | None = None, *, face: str
+        self, principal: Principal, job: str, ask: Ask, incident: str | None = None, *, face: str
     ) -> Answered:
-        """A new incident of what a saved one knows and what a check of it has found.
+        """A new incident of what a check has found, what ``ask`` brings besides and what a saved incident knows.
 
-        Raises what :meth:`job` and :meth:`more` raise, and :class:`QuestionError` where the check found nothing to decide by.
+        That is ``incident``, or the one that the check was made for; without either the check alone decides. Raises what
+        :meth:`job` and :meth:`more` raise, and :class:`QuestionError` where the check has found nothing to decide by.
         """
         from assistant.checked import found_by
 
         done = await self.job(principal, job)
-        ask = found_by(done)
-        if ask is None or done.incident is None:
+        if not done.finished:
+            raise QuestionError(f"The check {done.action} is not finished; its state is {done.state}.")
+        found = found_by(done)
+        if found is None:
             raise QuestionError(f"The check {done.action} has found nothing that a diagnosis could use.")
-        return await self.more(principal, done.incident, replace(ask, language=language), face=face)
+        ask = replace(ask, logs=(*ask.logs, *found.logs), readings=(*ask.readings, *found.readings))
+        incident = incident or done.incident
+        if incident is None:
+            return await self.diagnose(principal, ask, face=face)
+        return await self.more(principal, incident, ask, face=face)
 
     async def incident(self, principal: Principal, incident: str, language: Language | None = None) -> Answered:
         """A saved incident, diagnosed again from its evidence, in another language where one is asked for.

@@ -87,8 +87,7 @@ class Feedback:
             rows = connection.execute(statement, {"cause": cause, "besides": besides, "target": target}).all()
         said = {row.id: row for row in rows}  # of several judgements the newest, which comes last
         return tuple(
-            Seen(row.id, row.created_at, row.target, row.helped, _fix(row._mapping if row.helped else None))
-            for row in said.values()
+            Seen(row.id, row.created_at, row.target, row.helped, _fix(row.helped, row.comment)) for row in said.values()
         )
 
     def per_cause(self) -> list[Judged]:
@@ -136,8 +135,6 @@ def _newest(connection: sa.Connection, incidents: list[str]) -> dict[str, Mappin
     return {row["incident"]: dict(row) for row in connection.execute(statement).mappings()}
 
 
-def _fix(said: Mapping[str, Any] | None) -> str:
+def _fix(helped: str | None, comment: str | None) -> str:
     """The comment of somebody who said that it worked, as one line."""
-    if said is None or said["helped"] == "no":
-        return ""
-    return " ".join(str(said["comment"]).split())[:_MOST_FIX]
+    return "" if helped in (None, "no") else " ".join((comment or "").split())[:_MOST_FIX]

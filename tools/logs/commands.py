@@ -345,7 +345,7 @@ def _read_shm(facts: Facts, text: str, source: str) -> None:
     size, unit = (found.group(1) or found.group(3), found.group(2) or found.group(4) or "") if found else ("", "")
     in_kib = found is None
     if in_kib:
-        found = _SHM_DF.search(text) if "/dev/shm" in text else None
+        found = _SHM_DF.search(text) if "/shm" in text else None
         size, unit = (found.group(1), found.group(2)) if found else ("", "")
     if found is None or not size.replace(".", "", 1).isdigit():
         return

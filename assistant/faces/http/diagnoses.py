@@ -34,7 +34,7 @@ from assistant.readers import GRACE_S, Ask
 
 if TYPE_CHECKING:
     from assistant.security.roles import Principal
-    from assistant.service import Service
+    from assistant.service import Answered, Service
 
 router = APIRouter(tags=["diagnoses"])
 
@@ -139,11 +139,12 @@ async def create(request: Request, who: Sender, idempotency_key: Key = None, ful
     if claim:
         value = f"{digest}:{answered.incident or ''}"
         await service.in_thread(lambda: service.claims.put(claim, value, keep_s=KEEP_KEY_S))
-    headers = {"Location": f"/v1/diagnoses/{answered.incident}"} if answered.incident else {}
-    body = answered.to_json(full=full)
-    if answered.not_saved:
-        body["not_saved"] = answered.not_saved
-    return Json(body, status_code=201, headers=headers)
+    return Json(answered.to_json(full=full), status_code=201, headers=location(answered))
+
+
+def location(answered: Answered) -> dict[str, str]:
+    """Where a new incident is found again; empty where it was not kept."""
+    return {"Location": f"/v1/diagnoses/{answered.incident}"} if answered.incident else {}
 
 
 async def _earlier(request: Request, who: Principal, earlier: str, digest: str, full: bool) -> Response:

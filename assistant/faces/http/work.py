@@ -5,21 +5,31 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from assistant.acting import enqueue, perform
-from assistant.faces.http.diagnoses import LOOK_EVERY_S, STREAM_S, Seconds, event, moment, service_of, stream
-from assistant.faces.http.models import ConfirmationOut, JobOut, JobRequest, ToolsOut
+from assistant.faces.http.diagnoses import (
+    LOOK_EVERY_S,
+    STREAM_S,
+    Seconds,
+    event,
+    location,
+    moment,
+    service_of,
+    stream,
+)
+from assistant.faces.http.models import ConfirmationOut, DiagnosisOut, JobOut, JobRequest, ToolsOut
 from assistant.faces.http.problems import Json, problem, responses
 from assistant.faces.http.senders import Sender
 from assistant.faces.http.wanted import while_wanted
 from assistant.faces.schemas import compact
+from assistant.readers import Ask
 from tools import registry
 from tools.registry import Action, ConsentError
 
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(tags=["tools and jobs"])
 Name = Annotated[str, Path(pattern=r"^[a-z][a-z0-9_]{1,47}$", examples=["search_knowledge"])]
+Language = Annotated[Literal["en", "zh"] | None, Query(description="of the answer; of the question if left out")]
 JobId = Annotated[str, Path(max_length=200, description="id of a job")]
 
 
@@ -181,6 +192,24 @@ async def look(request: Request, who: Sender, job: JobId) -> Response:
     if found.cancel_wanted:
         return problem(request, 404, f"The job was ended on request; its state is {found.state}.")
     return Json(job_body(found))
+
+
+@router.post(
+    "/jobs/{job}/diagnosis",
+    response_model=DiagnosisOut,
+    status_code=201,
+    summary="Diagnose with what a check has found",
+    responses=responses(404, 409, 504),
+)
+async def decide(request: Request, who: Sender, job: JobId, language: Language = None) -> Response:
+    """A new incident of what a finished check found and, where it was made for one, what that incident knows."""
+    service = service_of(request)
+    found = await service.job(who, job)
+    if not found.finished:
+        return problem(request, 409, f"The job is not finished; its state is {found.state}.")
+    deciding = service.with_check(who, job, Ask(language=language), face="http")
+    answered = await while_wanted(request, deciding)
+    return Json(answered.to_json(), status_code=201, headers=location(answered))
 
 
 @router.delete("/jobs/{job}", response_model=JobOut, summary="End or forget a job", responses=responses(404))

@@ -13,6 +13,7 @@ from mcp.server.mcpserver.utilities.func_metadata import func_metadata
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
 
 from assistant.acting import confirmed_or_ticket, enqueue, perform
+from assistant.checked import found_by
 from assistant.faces.schemas import MOST_DEPTH, compact
 from assistant.readers import ReadersError
 from assistant.security.roles import ForbiddenError
@@ -253,6 +254,8 @@ def job_body(job: Job, most: int = MOST_RESULT) -> dict[str, Any]:
             body["result"] = bounded(job.result, most) if isinstance(job.result, dict) else job.result
         if job.error:
             body["error"] = job.error
+        if found_by(job) is not None:
+            body["next"] = f"Call diagnose with job {job.id}, and incident if the check was made for one."
     else:
         body |= {"progress": job.progress, "doing": job.doing, "next": f"Call get_job with job {job.id}."}
     return body

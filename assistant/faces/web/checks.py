@@ -10,6 +10,7 @@ from starlette.responses import Response
 from assistant.acting import confirmed_or_ticket, enqueue
 from assistant.checked import found_by
 from assistant.faces.web.visit import PageError, Visit
+from assistant.readers import Ask
 from assistant.render.results import result_blocks
 from assistant.security.roles import NEEDED
 from tools import registry
@@ -109,7 +110,7 @@ async def followed(visit: Visit) -> Response:
         if job.state == "done"
         else visit.word(f"web-check-{state}", **({"why": why} if state == "failed" else {})),
         doing=job.doing if not job.finished else "",
-        decides=found_by(job) is not None,
+        decides=job.incident is not None and found_by(job) is not None,
         rows=result_blocks(action, job.result, visit.service.catalog, visit.lang)
         if action and job.state == "done"
         else [],
@@ -123,7 +124,7 @@ async def followed(visit: Visit) -> Response:
 async def go_on(visit: Visit) -> Response:
     """Diagnose the incident again, with what its check has found."""
     job = visit.request.path_params["job"]
-    answered = await visit.service.with_check(visit.principal, job, visit.lang, face="web")
+    answered = await visit.service.with_check(visit.principal, job, Ask(language=visit.lang), face="web")
     if answered.incident is None:
         raise PageError(503, visit.told(answered.not_saved or ""))
     return visit.to(f"/incidents/{answered.incident}")

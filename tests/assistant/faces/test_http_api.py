@@ -142,6 +142,34 @@ def test_tools_run_and_jobs_are_their_owners(served: Served) -> None:
     assert served.client.get(address).status_code == 404
 
 
+def test_what_a_check_has_found_decides_anew(served: Served) -> None:
+    incident = served.client.post("/v1/diagnoses", json={"text": "my server hangs at start"}).json()["incident"]
+    given = {"tool": "check_host", "arguments": {}, "incident": incident}
+    job = served.client.post("/v1/jobs", json=given).headers["location"]
+    with served.client.stream("GET", f"{job}/events") as answer:
+        assert [line for line in answer.iter_lines() if line.startswith("data: ")]
+    answer = served.client.post(f"{job}/diagnosis", params={"language": "zh"})
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"] == f"/v1/diagnoses/{answer.json()['incident']}"
+    assert answer.json()["incident"] != incident and answer.json()["language"] == "zh"
+    evidence = served.client.get(answer.headers["location"], params={"full": True}).json()["evidence"]
+    assert evidence["text"] == "my server hangs at start"
+    assert "check_host" in {fact["origin"]["source"] for fact in evidence["reading"]["evidence"]}
+    assert served.client.post(f"{job}/diagnosis", headers=served.as_("other")).status_code == 404
+
+
+def test_a_job_that_is_not_done_or_found_no_facts_decides_nothing(served: Served) -> None:
+    assert served.client.post("/v1/jobs/nothing/diagnosis").status_code == 404
+    job = served.client.post("/v1/jobs", json={"tool": "search_knowledge", "arguments": {"query": "nccl"}})
+    address = job.headers["location"]
+    early = served.client.post(f"{address}/diagnosis")
+    assert early.status_code in (409, 422), early.text  # still queued, or already done without a fact
+    with served.client.stream("GET", f"{address}/events") as answer:
+        assert list(answer.iter_lines())
+    refused = served.client.post(f"{address}/diagnosis")
+    assert refused.status_code == 422 and "nothing that a diagnosis could use" in refused.json()["detail"]
+
+
 def test_scopes_and_missing_tokens_are_refused(served: Served) -> None:
     narrow = served.as_("search")
     assert served.client.post("/v1/diagnoses", json={"text": "x"}, headers=narrow).status_code == 403

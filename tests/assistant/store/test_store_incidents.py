@@ -9,12 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 from assistant.settings import load
 from assistant.store import saving
 from assistant.store.database import Database, NotFoundError, StoreError
+from assistant.store.feedback import _OF_CAUSE, _OF_CAUSE_AND_TARGET, Feedback
 from assistant.store.incidents import Incidents, StaleRevisionError
+from assistant.store.migrations import migrate
 from assistant.store.saving import Saved, save_incident
+from assistant.store.schema import FEEDBACK, INCIDENTS
 
 DIAGNOSIS = {
     "verdict": "cause",
@@ -78,6 +83,45 @@ def test_feedback_is_kept(database: Database) -> None:
     incidents.feedback(incident, "partly", comment="the second fix helped", given_by="ada")
     (kept,) = incidents.feedback_on(incident)
     assert (kept["helped"], kept["revision"]) == ("partly", 1)
+
+
+def test_earlier_incidents_of_a_cause_are_the_newest_with_the_last_that_was_said(database: Database) -> None:
+    incidents, feedback = Incidents(database), Feedback(database)
+    other = {**DIAGNOSIS, "target": "test"}
+    made = [incidents.save(diagnosis) for diagnosis in (DIAGNOSIS, other, DIAGNOSIS, DIAGNOSIS, DIAGNOSIS)]
+    incidents.save({**DIAGNOSIS, "causes": [{"id": "gpu/ecc-error"}]})
+    with database.write() as connection:  # the clock may not have moved between two of them
+        for place, incident in enumerate(made):
+            connection.execute(sa.update(INCIDENTS).where(INCIDENTS.c.id == incident).values(created_at=place))
+    for helped in ("yes", "no"):
+        incidents.feedback(made[2], helped, comment=f"said {helped}")
+        with database.write() as connection:
+            connection.execute(sa.update(FEEDBACK).values(at=FEEDBACK.c.at - 1))
+    incidents.feedback(made[0], "partly", comment="  more   blocks ")
+    cause = "memory/no-room-for-kv-cache"
+    seen = feedback.seen_before(cause, None, besides=made[4])
+    assert [(one.incident, one.helped, one.fix) for one in seen] == [
+        (made[3], None, ""),
+        (made[2], "no", ""),
+        (made[1], None, ""),
+    ]
+    assert [one.incident for one in feedback.seen_before(cause, "prod", besides=made[4])] == [made[3], made[2], made[0]]
+    assert feedback.seen_before(cause, "prod", besides=made[4])[2].fix == "more blocks"
+    assert feedback.seen_before("gpu/no-such", None) == ()
+
+
+def test_a_rare_cause_is_looked_up_and_not_searched_for(tmp_path: Path) -> None:
+    """Each diagnosis looks for earlier ones of its cause, which among 100,000 others must not mean to read them all."""
+    database = Database(f"sqlite:///{tmp_path}/store.db")
+    migrate(database)
+    for statement in (_OF_CAUSE, _OF_CAUSE_AND_TARGET):
+        given = statement.params(cause="memory/rare", besides="", target="prod")
+        plain = str(given.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True}))
+        with database.read() as connection:
+            plan = [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {plain}")]
+        assert any("incidents_by_cause" in step for step in plan), plan
+        assert not any(step.startswith("SCAN incidents") for step in plan), plan
+    database.close()
 
 
 def test_what_is_not_there_is_said(database: Database) -> None:

@@ -20,6 +20,7 @@ from assistant.faces.mcp.tools import ActionTool
 from tests.assistant.faces.mcp.serving import Served, serving
 from tools import registry
 from tools.registry import Context, action
+from tools.sanity.results import Fact, Report
 
 ended = threading.Event()
 
@@ -53,13 +54,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
     action(name="wait_under_load", title="Load the machine", effect="loads", deadline_s=60)(load)
 
+    async def find(given: Wait, context: Context) -> Report:
+        """Find out how many GPUs there are."""
+        return Report(tool="find_under_load", verdict="ok", summary="", facts=[Fact(name="gpu.count", value=2)])
+
+    action(name="find_under_load", title="Find", effect="loads", deadline_s=60)(find)
+
     def mount(app: Any, shared: Any) -> None:
-        for name in ("wait_and_look", "wait_under_load"):
+        for name in ("wait_and_look", "wait_under_load", "find_under_load"):
             app.state.mcp._tool_manager._tools[name] = ActionTool.of(registry.get(name), HttpDoor(shared))
 
     with serving(tmp_path_factory.mktemp("acting"), faces=(mount,)) as served:
         yield served
-    for name in ("wait_and_look", "wait_under_load"):
+    for name in ("wait_and_look", "wait_under_load", "find_under_load"):
         del registry._ACTIONS[name]
 
 
@@ -106,6 +113,36 @@ def test_what_loads_a_machine_runs_once_for_the_operator_who_agreed(server: Serv
             for stranger in (viewer, other):
                 unseen = await stranger.call_tool("get_job", {"job": job["job"]})
                 assert unseen.is_error and "There is no job" in unseen.content[0].text
+
+    asyncio.run(main())
+
+
+def test_what_a_check_has_found_decides_anew(server: Served) -> None:
+    async def main() -> None:
+        async with client_of(server, "operator") as operator, client_of(server, "other") as other:
+
+            async def run(name: str) -> dict[str, Any]:
+                ticket = data(await operator.call_tool(name, {"seconds": 0}))["confirm"]
+                job = data(await operator.call_tool(name, {"seconds": 0, "confirm": ticket}))["job"]
+                return data(await operator.call_tool("get_job", {"job": job, "wait_s": 30}))
+
+            asked = data(await operator.call_tool("diagnose", {"text": "my server hangs at start"}))
+            done = await run("find_under_load")
+            assert f"diagnose with job {done['job']}" in done["next"]
+            given = {"incident": asked["incident"], "job": done["job"]}
+            decided = data(await operator.call_tool("diagnose", given))
+            assert decided["incident"] not in (None, asked["incident"])
+            kept = server.app.state.shared.service.incidents.get(decided["incident"]).evidence[0]
+            assert kept["text"] == "my server hangs at start"
+            assert ("gpu.count", 2) in {(fact["name"], fact["value"]) for fact in kept["reading"]["evidence"]}
+            alone = data(await operator.call_tool("diagnose", {"job": done["job"]}))
+            assert alone["incident"] not in (None, decided["incident"])
+            foreign = await other.call_tool("diagnose", given)
+            assert foreign.is_error and "There is no job" in foreign.content[0].text
+            nothing = await run("wait_under_load")
+            assert "next" not in nothing
+            refused = await operator.call_tool("diagnose", {"job": nothing["job"]})
+            assert refused.is_error and "nothing that a diagnosis could use" in refused.content[0].text
 
     asyncio.run(main())
 
