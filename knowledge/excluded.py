@@ -133,6 +133,27 @@ _SETUP = re.compile(
 )
 
 
+#: "ECC uncorrectable 0, throttle reasons none, num_preemptions_total 0": counters that have counted nothing.
+_COUNTED = (
+    r"(?:ecc|volatile|aggregate|uncorrect\w*|correctable|corrected|remapped|retired|pending|sbe|dbe|xids?|replays?|preemptions?"
+    r"|(?:vllm:)?num_preemptions(?:_total)?|throttle reasons?|clocks? event reasons?)"
+)
+_NOUGHT = re.compile(
+    rf"\b(?:increase\(|rate\()?{_COUNTED}(?:[ _.-]+(?:{_COUNTED}|errors?|rows?|pages?|failures?|counts?|total|memory|events?))*"
+    r"(?:\{[^}]{0,200}\})?(?:\[\w{1,5}\])?\)?[ :=]{1,3}(?:0|none|zero|not active)(?:\.0+)?(?![\w.%/])"
+)
+#: A line of the engine's statistics in the middle of a description is read as what it is, not as a person's words.
+_STATISTICS = re.compile(
+    r"avg prompt throughput: [\d.]+ tokens/s, avg generation throughput: [\d.]+ tokens/s"
+    r"(?:, (?:running|waiting|swapped|preempted|deferred|pending): \d+ reqs?)*"
+)
+#: "By the way, does vLLM run on Windows": beside what happened.
+_BY_THE_WAY = re.compile(
+    r"(?:^|(?<=[,.?!。;]))[^,.?!。;]{0,4}(?:顺便(?:问|请教|想问)[^.?!。;]*[.?!。;]?"
+    r"|(?:by the way|btw|(?:a )?side question)\b[^.!。;]*\?)"
+)
+
+
 def without_setup(text: str) -> str:
     """A description without bare versions: who lists them describes a server, and no symptom of it."""
     return _SETUP.sub("", text).strip(_EDGES) if _SETUP.search(text) else text
@@ -140,6 +161,7 @@ def without_setup(text: str) -> str:
 
 def remaining(normalised: str) -> str:
     """A normalised description without what it excludes; the same text where it excludes nothing."""
+    normalised = _NOUGHT.sub(" ", _STATISTICS.sub(" ", _BY_THE_WAY.sub(" ", normalised))).strip() or normalised
     if _CJK.search(normalised):
         return _without(
             normalised,

@@ -185,6 +185,8 @@ class _Answer:
             for name in self.facts.messages
             if name in self.catalog.messages
         )
+        if foreign and own and not self._names_vllm():
+            own = False  # programs that have taken over code of vLLM's print its messages, too
         said = any(name.startswith("foreign-") and name not in NEIGHBOURS for name in self.facts.said)
         beside = not self.facts.said.keys().isdisjoint(NEIGHBOURS)
         serves = "inference-said" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
@@ -195,6 +197,14 @@ class _Answer:
             )
         named = "speaks-of-vllm" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
         return (foreign or said) and not own and not named
+
+    def _names_vllm(self) -> bool:
+        """Whether anything that was read bears vLLM's name: its banner, a path, the person's words."""
+        if "speaks-of-vllm" in self.facts.said or "vllm" in self.case.text.lower():
+            return True
+        if not self.facts.names().isdisjoint(("server.version", "server.command", "server.arguments")):
+            return True
+        return any("vllm" in item.quote.lower() for items in self.facts.messages.values() for item in items)
 
     def _kind(self, message: str) -> str:
         known = self.catalog.messages.get(message)

@@ -25,6 +25,15 @@ from knowledge.text import normalise
         ("oom已经解决了,现在是别的报错", "现在是别的报错"),
         ("what happens when a gpu dies? ours are fine.", "ours are fine."),
         ("掉卡了会怎样", ""),
+        ("it is slow. ecc errors: 0, idle", "it is slow.  , idle"),
+        ('waiting is 40, vllm:num_preemptions_total{engine="0"} = 0', "waiting is 40,"),
+        ("increase(vllm:num_preemptions_total[15m])=0 and a queue", "and a queue"),
+        ("comfyui broke. by the way, does vllm run on Windows?", "comfyui broke."),
+        ("comfyui坏了。顺便问一下vllm支持windows吗", "comfyui坏了。"),
+        (
+            "slow: Avg prompt throughput: 1.0 tokens/s, Avg generation throughput: 4.0 tokens/s, Running: 1 reqs, Waiting: 0 reqs",
+            "slow:",
+        ),
     ],
 )
 def test_what_is_excluded_is_left_out(said: str, rest: str) -> None:
@@ -35,6 +44,9 @@ def test_what_is_excluded_is_left_out(said: str, rest: str) -> None:
     "said",
     [
         "no space left on device",
+        "uncorrectable ecc errors 3, remapped rows pending 1",
+        "preemptions 0.5 a second",
+        "it hangs. by the way, nvidia-smi lists seven of eight gpus.",
         "no CUDA-capable device is detected, no module named vllm",
         "the gpu is not detected",
         "the card is gone",

@@ -17,7 +17,7 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
-SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours")
+SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours", "late")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -49,6 +49,7 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
         ("apart", 0.95, 0.03),
         ("fresh", 0.95, 0.02),
         ("neighbours", 0.9, 0.02),
+        ("late", 0.95, 0.02),
     ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:

@@ -23,6 +23,21 @@ def verdict(text: str) -> str:
     return ENGINE.diagnose(read_case(ENGINE.catalog, text=text)[0]).verdict
 
 
+SGLANG = """\
+[2025-08-21 10:12:44 TP0] Scheduler hit an exception: Traceback (most recent call last):
+  File "/sgl-workspace/sglang/python/sglang/srt/managers/scheduler.py", line 2542, in run_scheduler_process
+    scheduler = Scheduler(server_args, port_args, gpu_id, tp_rank, dp_rank)
+  File "/sgl-workspace/sglang/python/sglang/srt/model_loader/loader.py", line 471, in load_model
+ValueError: Quantization method w8a8_fp8 is not supported for the current GPU. Minimum capability: 80. Current capability: 75."""
+
+
+def test_a_message_of_vllm_that_another_engine_prints_is_the_other_ones() -> None:
+    """Other engines began with code of vLLM's; only what bears vLLM's name anywhere is vLLM's trouble."""
+    assert verdict(SGLANG) == "unknown"
+    assert verdict(SGLANG.replace("/sgl-workspace/sglang/python/sglang/srt", "/usr/lib/python3/vllm")) == "cause"
+    assert verdict(f"vllm serve with sglang's kernels beside it\n{SGLANG}") == "cause"
+
+
 @pytest.mark.parametrize(
     "line",
     [
