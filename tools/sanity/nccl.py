@@ -179,11 +179,24 @@ async def _bisect(given: NcclInput, chosen: Chosen, environment: Mapping[str, st
         passed = any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
         report.tried.append(Tried(change=shown, passed=passed))
         if passed:
-            _cured(report, trial, given.lang)
+            if await _fails_still(given, chosen, environment, report, context):
+                _cured(report, trial, given.lang)
             return
         after = next((f for f in judged(given.lang, ran, report.python).findings if f.severity == "bad"), None)
         if after is not None and trial.custom and accuses_custom(after.stage, after.kind, after.quote):
             trials.insert(0, trial.without_custom())
+
+
+async def _fails_still(given: NcclInput, chosen: Chosen, environment: Mapping[str, str], report: NcclReport, context: Context) -> bool:  # fmt: skip
+    """Whether the fault comes back without any change. One that does not was cured by nothing, and would accuse a part
+    for ever that happened to be left out when it had passed."""
+    sheet = Sheet(report.tool, given.lang)
+    ran = await _once(given, chosen, environment, Trial(), context, note=f"({sheet.word('nccl-unchanged')})")
+    passed = any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
+    if passed:
+        report.tried.append(Tried(change=sheet.word("nccl-unchanged"), passed=True))
+        report.summary += sheet.word("nccl-not-again")
+    return not passed
 
 
 def _cured(report: NcclReport, trial: Trial, lang: Language) -> None:

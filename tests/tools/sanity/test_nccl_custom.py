@@ -338,6 +338,24 @@ def test_broken_peer_access_needs_both(bisected: Callable[..., nccl.NcclReport])
     assert _diagnosis(report, "zh").causes[0].id == "distributed/p2p-or-custom-allreduce"
 
 
+def test_what_does_not_come_back_is_cured_by_nothing(bisected: Callable[..., nccl.NcclReport]) -> None:
+    """The first run fails, every later one passes, whatever was changed."""
+    runs: list[Any] = []
+
+    def broken(environment: Mapping[str, str], arguments: Sequence[str]) -> Any:
+        runs.append(arguments)
+        return ("custom", WRONG) if len(runs) == 1 else None
+
+    report = bisected(broken)
+    assert [(t.change, t.passed) for t in report.tried] == [
+        ("--disable-custom-all-reduce", True),
+        ("nothing changed", True),
+    ]
+    assert (report.cure, report.cost, len(runs)) == (None, None, 3)
+    assert "collective.cure" not in {f.name for f in report.facts}
+    assert report.verdict == "bad" and "comes and goes" in report.summary
+
+
 def test_a_switch_that_cures_alone_is_all_that_is_reported(bisected: Callable[..., nccl.NcclReport]) -> None:
     report = bisected(lambda environment, arguments: None if environment.get("NCCL_CUMEM_ENABLE") == "0" else ("nccl", {"kind": "nccl-failed", "text": "x"}))  # fmt: skip
     assert report.cure == "NCCL_CUMEM_ENABLE=0"
