@@ -142,6 +142,11 @@ _NOUGHT = re.compile(
     rf"\b(?:increase\(|rate\()?{_COUNTED}(?:[ _.-]+(?:{_COUNTED}|errors?|rows?|pages?|failures?|counts?|total|memory|events?))*"
     r"(?:\{[^}]{0,200}\})?(?:\[\w{1,5}\])?\)?[ :=]{1,3}(?:0|none|zero|not active)(?:\.0+)?(?![\w.%/])"
 )
+#: "Asking here because the vLLM people know GPUs, we used vLLM before": who is asked and what was, not what runs.
+_ADDRESSED = re.compile(
+    r"\b(?:the |you |dear )?vllm(?:'s)? (?:people|folks|guys|devs?|developers?|community|experts?|team|channel|forum)\b"
+    r"|\b(?:used|ran|had|(?:came|come|coming|moved|switched|migrated) from) vllm(?: before| previously| earlier)\b"
+)
 #: A line of the engine's statistics in the middle of a description is read as what it is, not as a person's words.
 _STATISTICS = re.compile(
     r"avg prompt throughput: [\d.]+ tokens/s, avg generation throughput: [\d.]+ tokens/s"
@@ -150,7 +155,7 @@ _STATISTICS = re.compile(
 #: "By the way, does vLLM run on Windows": beside what happened.
 _BY_THE_WAY = re.compile(
     r"(?:^|(?<=[,.?!。;]))[^,.?!。;]{0,4}(?:顺便(?:问|请教|想问)[^.?!。;]*[.?!。;]?"
-    r"|(?:by the way|btw|(?:a )?side question)\b[^.!。;]*\?)"
+    r"|(?:by the way|btw|(?:a )?side question)\b[^.!。;]*\?|(?:also|and),? (?:is|does|can|could|would|will) vllm\b[^.!。;]*\?)"
 )
 
 
@@ -161,6 +166,7 @@ def without_setup(text: str) -> str:
 
 def remaining(normalised: str) -> str:
     """A normalised description without what it excludes; the same text where it excludes nothing."""
+    normalised = _ADDRESSED.sub("", normalised)
     normalised = _NOUGHT.sub(" ", _STATISTICS.sub(" ", _BY_THE_WAY.sub(" ", normalised))).strip() or normalised
     if _CJK.search(normalised):
         return _without(

@@ -187,6 +187,7 @@ class _Answer:
         )
         if foreign and own and not self._names_vllm():
             own = False  # programs that have taken over code of vLLM's print its messages, too
+        own = own or "log.writer" in self.facts.names()
         said = any(name.startswith("foreign-") and name not in NEIGHBOURS for name in self.facts.said)
         beside = not self.facts.said.keys().isdisjoint(NEIGHBOURS)
         serves = "inference-said" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
@@ -202,7 +203,7 @@ class _Answer:
         """Whether anything that was read bears vLLM's name: its banner, a path, the person's words."""
         if "speaks-of-vllm" in self.facts.said or "vllm" in self.case.text.lower():
             return True
-        if not self.facts.names().isdisjoint(("server.version", "server.command", "server.arguments")):
+        if not self.facts.names().isdisjoint(("server.version", "server.command", "server.arguments", "log.writer")):
             return True
         return any("vllm" in item.quote.lower() for items in self.facts.messages.values() for item in items)
 

@@ -29,6 +29,7 @@ from knowledge.text import normalise
         ('waiting is 40, vllm:num_preemptions_total{engine="0"} = 0', "waiting is 40,"),
         ("increase(vllm:num_preemptions_total[15m])=0 and a queue", "and a queue"),
         ("comfyui broke. by the way, does vllm run on Windows?", "comfyui broke."),
+        ("ollama is slow. we used vLLM before.", "ollama is slow. we ."),
         ("comfyui坏了。顺便问一下vllm支持windows吗", "comfyui坏了。"),
         (
             "slow: Avg prompt throughput: 1.0 tokens/s, Avg generation throughput: 4.0 tokens/s, Running: 1 reqs, Waiting: 0 reqs",

@@ -31,8 +31,10 @@ _ISO = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d{1,9})?(?:Z|[+-]\d\d:?\d\d)?"
 _COMPOSE = re.compile(r"([A-Za-z0-9][\w.\-]{0,80}) *\| ?(?=\S|$)")
 _STAMP = re.compile(rf"\[?({_ISO})\]?[ \t]+(?:std(?:out|err) [FP] ?)?(?:[-|] )?")
 _POD = re.compile(r"\[pod/([^\]\s]{1,200})\] ?")
+_WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _JOURNAL = re.compile(
-    r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)) "
+    r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) \d\d:\d\d(?::\d\d)?"
+    r"|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)) "
     r"([\w.\-]{1,100}) ([\w@.\-/\\:]{1,100}?)(?:\[(\d+)\])?: "
 )
 _SRUN = re.compile(r" {0,3}(\d{1,5}): (?=[(\[A-Z ])")
@@ -165,7 +167,8 @@ def _outer_layers(text: str, prefix: Prefix) -> int:
         found = None
         if head.isalnum() or head == " ":
             if found := _JOURNAL.match(text, at):
-                prefix.clock = prefix.clock or found.group(1)
+                if not found.group(1).startswith(_WEEKDAYS):  # such a stamp states no date
+                    prefix.clock = prefix.clock or found.group(1)
                 prefix.outer = found.group(2)
                 if found.group(3) == "kernel":
                     prefix.origin = "kernel"

@@ -34,6 +34,10 @@ _ENVIRONMENT = re.compile(
 )
 
 
+#: Characters before the bar of "Loading safetensors checkpoint shards:  23% Completed |", with room for stamps and process.
+_LONGEST_LABEL = 160
+
+
 def prose_of(text: str) -> str:
     """``text`` without its log lines, tracebacks and tables; blank lines in a row become one."""
     kept: list[str] = []
@@ -84,5 +88,11 @@ def is_log_line(line: str) -> bool:
         return True
     return bool(
         _FRAME.match(text) or _CARET.match(text) or _TABLE.match(text) or _NOISE.search(text)
-        or exception_of(text.strip()) or read_progress(text)
+        or exception_of(text.strip()) or (read_progress(text) and not _tells_more(text))
     )  # fmt: skip
+
+
+def _tells_more(text: str) -> bool:
+    """Whether a person quotes a progress bar in the middle of a sentence: a bar's own label is short and Latin."""
+    before = text[: text.find("%|")]
+    return len(before) > _LONGEST_LABEL or not before.isascii()

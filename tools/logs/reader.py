@@ -363,6 +363,7 @@ class SourceReader:
                     run.first_at = self._cursor.at(prefix.clock)
                 if prefix.process and not prefix.process.startswith("pid="):
                     run.note_process(prefix.process)
+                run.of_vllm = run.of_vllm or prefix.origin == "vllm"
                 position = end + 1
                 left -= 1
 

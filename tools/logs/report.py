@@ -52,6 +52,8 @@ class Reporter:
         else:
             yield _fact("log.ended", run.ended, end)
         yield _fact("log.runs", self._runs, end)
+        if run.of_vllm:
+            yield _fact("log.writer", "vllm", end)
         shown: set[tuple[str | None, str]] = set()
         for line, clock, process, text in sorted(run.unrecognised, key=lambda entry: entry[0]):
             if (process, text) not in shown and len(shown) < 5:

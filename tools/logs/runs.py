@@ -75,6 +75,7 @@ class Run:
     asked_to_stop: bool = False  # a signal or Ctrl-C came before anything failed
     failing_now: bool = False  # a traceback was being printed when the stop was announced
     kernel_lines: bool = False
+    of_vllm: bool = False  # lines as vLLM's own logger begins them stand near its beginning
     failures: int = 0
     warned: int = 0  # of these, what was only a warning while it started: a start that goes through survived them
     fatal: bool = False

@@ -17,7 +17,7 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
-SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours", "late")
+SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours", "late", "end")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -50,6 +50,7 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
         ("fresh", 0.95, 0.02),
         ("neighbours", 0.9, 0.02),
         ("late", 0.95, 0.02),
+        ("end", 0.95, 0.02),
     ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:
