@@ -139,7 +139,7 @@ _COUNTED = (
     r"|(?:vllm:)?num_preemptions(?:_total)?|throttle reasons?|clocks? event reasons?)"
 )
 _NOUGHT = re.compile(
-    rf"\b(?:increase\(|rate\()?{_COUNTED}(?:[ _.-]+(?:{_COUNTED}|errors?|rows?|pages?|failures?|counts?|total|memory|events?)){0,8}"
+    rf"\b(?:increase\(|rate\()?{_COUNTED}(?:[ _.-]+(?:{_COUNTED}|errors?|rows?|pages?|failures?|counts?|total|memory|events?)){{0,8}}"
     r"(?:\{[^}]{0,200}\})?(?:\[\w{1,5}\])?\)?[ :=]{1,3}(?:0|none|zero|not active)(?:\.0+)?(?![\w.%/])"
 )
 #: "Asking here because the vLLM people know GPUs, we used vLLM before": who is asked and what was, not what runs.

@@ -10,7 +10,7 @@ from assistant.advice.debugging import debug_settings
 from assistant.advice.fixes import advise, collect_first
 from assistant.advice.started import Started, read_started
 from assistant.diagnosis import measured
-from assistant.diagnosis.confidence import confidence, features, threshold
+from assistant.diagnosis.confidence import confidence, doubted, features, threshold
 from assistant.diagnosis.defects import defect_notes, raised
 from assistant.diagnosis.model import (
     Case,
@@ -130,8 +130,10 @@ class _Answer:
         self._started: Started | None = None
         self.kept = [c for c in found if c.excluded_by is None]
         self.excluded = [c for c in found if c.excluded_by is not None]
-        self.sure = [confidence(features(c, self.kept, facts), catalog.calibration) for c in self.kept]
-        self.order = sorted(range(len(self.kept)), key=lambda i: (-round(self.sure[i], 9), i))
+        sure = [confidence(features(c, self.kept, facts), catalog.calibration) for c in self.kept]
+        self.order = sorted(range(len(self.kept)), key=lambda i: (-round(sure[i], 9), i))
+        #: What is stated; a doubt takes an answer away and gives none to the next one.
+        self.sure = [doubted(value, c, catalog.calibration) for value, c in zip(sure, self.kept, strict=True)]
 
     @property
     def started(self) -> Started:
