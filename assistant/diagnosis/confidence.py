@@ -31,6 +31,7 @@ DEFAULT = {
 _CAP = 8.0
 #: Likeness to a cause's symptoms below which its words alone make a guess, and by how much that stays below an answer.
 LEAST_ALIKE, _A_GUESS = 0.25, 0.04
+_ASKS = "may-i-ignore"
 _VAGUE = ("wish-or-howto", "vague")
 
 
@@ -78,13 +79,15 @@ def confidence(values: Mapping[str, float], calibration: Mapping[str, float]) ->
     return 1.0 / (1.0 + math.exp(-max(-30.0, min(30.0, z))))
 
 
-def doubted(value: float, candidate: Candidate, calibration: Mapping[str, float]) -> float:
+def doubted(value: float, candidate: Candidate, facts: Facts, calibration: Mapping[str, float]) -> float:
     """The confidence ``value`` of a candidate as it is stated.
 
     A cause that rests on a person's words alone and sounds like none of the sentences in which it is described is a guess,
     however telling the words are by themselves: of 415 incidents of strangers six were answered so, one of them right.
+    Whether a notice may be ignored is asked in few words, so that these say nothing.
     """
-    if candidate.likeness < LEAST_ALIKE and _rests_on_words(candidate):
+    asked = candidate.cause.is_normal and _ASKS in facts.said
+    if candidate.likeness < LEAST_ALIKE and not asked and _rests_on_words(candidate):
         return min(value, threshold(calibration) - _A_GUESS)
     return value
 

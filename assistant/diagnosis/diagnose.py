@@ -133,7 +133,7 @@ class _Answer:
         sure = [confidence(features(c, self.kept, facts), catalog.calibration) for c in self.kept]
         self.order = sorted(range(len(self.kept)), key=lambda i: (-round(sure[i], 9), i))
         #: What is stated; a doubt takes an answer away and gives none to the next one.
-        self.sure = [doubted(value, c, catalog.calibration) for value, c in zip(sure, self.kept, strict=True)]
+        self.sure = [doubted(value, c, facts, catalog.calibration) for value, c in zip(sure, self.kept, strict=True)]
 
     @property
     def started(self) -> Started:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from assistant.acting import enqueue, perform
+from assistant.checked import found_by
 from assistant.faces.http.diagnoses import (
     LOOK_EVERY_S,
     STREAM_S,
@@ -207,6 +208,8 @@ async def decide(request: Request, who: Sender, job: JobId, language: Language =
     found = await service.job(who, job)
     if not found.finished:
         return problem(request, 409, f"The job is not finished; its state is {found.state}.")
+    if found_by(found) is None:
+        return problem(request, 409, f"The check {found.action} has found nothing that a diagnosis could use.")
     deciding = service.with_check(who, job, Ask(language=language), face="http")
     answered = await while_wanted(request, deciding)
     return Json(answered.to_json(), status_code=201, headers=location(answered))

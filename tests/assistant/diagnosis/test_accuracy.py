@@ -17,7 +17,20 @@ from knowledge.catalog import load
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "incidents"
 ENGINE = Engine(load())
-SETS = ("words", "oblique", "reports", "blind", "strangers", "apart", "fresh", "neighbours", "late", "end")
+SETS = (
+    "words",
+    "oblique",
+    "reports",
+    "blind",
+    "strangers",
+    "apart",
+    "fresh",
+    "neighbours",
+    "late",
+    "end",
+    "talk",
+    "tri",
+)
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -51,6 +64,8 @@ def judged(row: dict[str, Any]) -> tuple[bool, bool, float | None]:
         ("neighbours", 0.9, 0.02),
         ("late", 0.95, 0.02),
         ("end", 0.95, 0.02),
+        ("talk", 0.9, 0.03),
+        ("tri", 0.95, 0.02),
     ],
 )
 def test_own_incidents(name: str, least_right: float, most_wrong: float) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from assistant.diagnosis.confidence import LEAST_ALIKE, doubted, threshold
 from assistant.diagnosis.diagnose import Engine
 from assistant.diagnosis.gather import read_case
 from assistant.diagnosis.model import Diagnosis
@@ -251,3 +253,18 @@ def test_what_is_meant_is_heard(cause: str, words: str, told: Callable[[str], Di
 )
 def test_latin_words_of_chinese_patterns_begin_where_a_word_begins(pattern: str, made: str) -> None:
     assert _not_inside_words(pattern) == made
+
+
+def test_words_alone_that_sound_like_no_symptom_of_their_cause_are_a_guess() -> None:
+    engine = Engine(load())
+    facts, found = engine.consider(read_case(engine.catalog, text="one GPU vanished from nvidia-smi while serving")[0])
+    words, limit = found[0], threshold(engine.catalog.calibration)
+    assert words.cause.id == "gpu/fallen-off-bus" and words.likeness >= LEAST_ALIKE
+    assert doubted(0.97, words, facts, engine.catalog.calibration) == 0.97
+    unlike = replace(words, likeness=LEAST_ALIKE - 0.01)
+    assert doubted(0.97, unlike, facts, engine.catalog.calibration) < limit
+    assert doubted(0.1, unlike, facts, engine.catalog.calibration) == 0.1
+    log = "[ 12.345678] NVRM: Xid (PCI:0000:c1:00): 79, pid=1, GPU has fallen off the bus."
+    facts, found = engine.consider(read_case(engine.catalog, text=log)[0])
+    printed = replace(found[0], likeness=0.0)
+    assert doubted(0.97, printed, facts, engine.catalog.calibration) == 0.97
