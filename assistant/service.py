@@ -48,6 +48,10 @@ class QuestionError(ValueError):
     """An answer names no question that is asked, or no choice of it. The message is a sentence."""
 
 
+class UndecidedError(QuestionError):
+    """There is nothing (yet) to decide by. The message is a sentence."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """A diagnosis with the incident it was saved as; ``not_saved`` says why there is none, ``window`` what a server showed."""
@@ -198,16 +202,16 @@ class Service:
         """A new incident of what a check has found, what ``ask`` brings besides and what a saved incident knows.
 
         That is ``incident``, or the one that the check was made for; without either the check alone decides. Raises what
-        :meth:`job` and :meth:`more` raise, and :class:`QuestionError` where the check has found nothing to decide by.
+        :meth:`job` and :meth:`more` raise, and :class:`UndecidedError` where the check has found nothing to decide by.
         """
         from assistant.checked import found_by
 
         done = await self.job(principal, job)
         if not done.finished:
-            raise QuestionError(f"The check {done.action} is not finished; its state is {done.state}.")
+            raise UndecidedError(f"The check {done.action} is not finished; its state is {done.state}.")
         found = found_by(done)
         if found is None:
-            raise QuestionError(f"The check {done.action} has found nothing that a diagnosis could use.")
+            raise UndecidedError(f"The check {done.action} has found nothing that a diagnosis could use.")
         ask = replace(ask, logs=(*ask.logs, *found.logs), readings=(*ask.readings, *found.readings))
         incident = incident or done.incident
         if incident is None:

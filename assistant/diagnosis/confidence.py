@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from assistant.diagnosis.score import POINTS, Candidate
+from assistant.diagnosis.score import POINTS, Candidate, printed
 from assistant.diagnosis.truth import Facts
 
 #: Order of the features everywhere.
@@ -87,14 +87,9 @@ def doubted(value: float, candidate: Candidate, facts: Facts, calibration: Mappi
     Whether a notice may be ignored is asked in few words, so that these say nothing.
     """
     asked = candidate.cause.is_normal and _ASKS in facts.said
-    if candidate.likeness < LEAST_ALIKE and not asked and _rests_on_words(candidate):
+    if candidate.likeness < LEAST_ALIKE and not asked and not any(printed(reason) for reason in candidate.reasons):
         return min(value, threshold(calibration) - _A_GUESS)
     return value
-
-
-def _rests_on_words(candidate: Candidate) -> bool:
-    names = {item.name for reason in candidate.reasons for item in reason.support}
-    return bool(names) and all(name.startswith(("said:", "incident.")) for name in names)
 
 
 def threshold(calibration: Mapping[str, float]) -> float:

@@ -83,9 +83,10 @@ class Engine:
     def weigh(self, case: Case) -> tuple[Facts, list[Candidate], Resolved]:
         """Like :meth:`consider`, with the version that was found."""
         text = seen(normalise(case.text))
-        if only_asks := self._only_asks(text):
-            text = around(text)
         rest = remaining(text)
+        if only_asks := self._only_asks(text, rest):
+            text = around(text)
+            rest = remaining(text)
         said = self._heard(text, rest)
         facts = gather_facts(case, self.catalog, said)
         if only_asks:
@@ -100,9 +101,9 @@ class Engine:
         said = self.concepts(rest)
         return said if rest == text else said | (self.concepts(text) & self.catalog.denials)
 
-    def _only_asks(self, text: str) -> bool:
+    def _only_asks(self, text: str, rest: str) -> bool:
         """Whether a person to whom all works asks if a line of the log may be ignored, and complains of nothing."""
-        said, own = self._heard(text, remaining(text)), around(text)
+        said, own = self._heard(text, rest), around(text)
         if not said.issuperset(REASSURED) or (own == text and "notice-said" not in said):
             return False
         said = self._heard(own, remaining(own))
@@ -187,9 +188,8 @@ class _Answer:
             for name in self.facts.messages
             if name in self.catalog.messages
         )
-        if foreign and own and not self._names_vllm():
-            own = False  # programs that have taken over code of vLLM's print its messages, too
-        own = own or "log.writer" in self.facts.names()
+        # Programs that have taken over code of vLLM's print its messages, too.
+        own = "log.writer" in self.facts.names() or (own and (not foreign or self._names_vllm()))
         said = any(name.startswith("foreign-") and name not in NEIGHBOURS for name in self.facts.said)
         beside = not self.facts.said.keys().isdisjoint(NEIGHBOURS)
         serves = "inference-said" in self.facts.said and "vllm-is-fine-said" not in self.facts.said
@@ -205,7 +205,7 @@ class _Answer:
         """Whether anything that was read bears vLLM's name: its banner, a path, the person's words."""
         if "speaks-of-vllm" in self.facts.said or "vllm" in self.case.text.lower():
             return True
-        if not self.facts.names().isdisjoint(("server.version", "server.command", "server.arguments", "log.writer")):
+        if not self.facts.names().isdisjoint(("server.version", "server.command", "server.arguments")):
             return True
         return any("vllm" in item.quote.lower() for items in self.facts.messages.values() for item in items)
 

@@ -247,10 +247,10 @@ def _phase_differs(cause: Cause, facts: Facts, reasons: list[Reason]) -> bool:
     phase = facts.values.get("incident.phase")
     if phase is None or phase.state != "present" or cause.begins == "any" or phase.value == cause.begins:
         return False
-    return phase.origin.line is not None or not any(_printed(r) and r.signal.weight == "decisive" for r in reasons)
+    return phase.origin.line is not None or not any(printed(r) and r.signal.weight == "decisive" for r in reasons)
 
 
-def _printed(reason: Reason) -> bool:
+def printed(reason: Reason) -> bool:
     """Whether a reason rests on what a program printed or a tool measured, at least in part."""
     return any(e.origin.line is not None or e.origin.source not in ("text", "person") for e in reason.support)
 
@@ -267,7 +267,7 @@ def _discount_suppositions(found: list[Candidate]) -> list[Candidate]:
     if not any(map(_is_decided, found)):
         return found
     return [
-        candidate if any(map(_printed, candidate.reasons)) else replace(candidate, support=candidate.support * SUPPOSED)
+        candidate if any(map(printed, candidate.reasons)) else replace(candidate, support=candidate.support * SUPPOSED)
         for candidate in found
     ]
 

@@ -100,9 +100,12 @@ def parse_prefix(text: str) -> Prefix:
     >>> parse_prefix("INFO 06-10 21:32:17 llm_engine.py:161] Initializing an LLM engine").where
     'llm_engine.py:161'
     """
-    if text[:1] == " " and _SRUN.match(text) is None:
-        return Prefix()
-    return _of_vllm(text) or _in_layers(text)
+    return Prefix() if _is_indented(text) else _of_vllm(text) or _in_layers(text)
+
+
+def _is_indented(text: str) -> bool:
+    """A line of a traceback or of a listing: every layer but srun's begins with its own first character."""
+    return text[:1] == " " and _SRUN.match(text) is None
 
 
 def _of_vllm(text: str) -> Prefix | None:
@@ -114,7 +117,7 @@ def _of_vllm(text: str) -> Prefix | None:
     return Prefix(process, level, clock, where, None, "vllm", found.end())
 
 
-#: What a line of a traceback or of a listing has: every layer but srun's begins with its own first character.
+#: What an indented line has.
 _NONE = Prefix()
 
 
@@ -128,7 +131,7 @@ class Prefixes:
         self._known: dict[str, Prefix] = {}
 
     def read(self, text: str) -> Prefix:
-        if text[:1] == " " and _SRUN.match(text) is None:
+        if _is_indented(text):
             return _NONE
         cut = text.find("] ", 0, 240) + 2
         known = self._known.get(text[:cut])

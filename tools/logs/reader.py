@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from tools.evidence import Origin
 from tools.logs import scan
@@ -349,23 +350,16 @@ class SourceReader:
     def _survey(self, data: bytearray, low: int, high: int) -> None:
         """The first lines of a run: its first time, its processes."""
         self._fresh = False
-        run, position, left = self.run, low, _SURVEY_LINES
-        while position < high and left > 0:
-            ahead = _lines_ahead(data, position, high)
-            for text in ahead or ("",):
-                if left == 0 or (run.first_at is not None and position - low > _SURVEY_BYTES):
-                    return
-                end = position + len(text) if ahead else line_end(data, position, high)
-                if not ahead:
-                    text = plain(data[position : min(end, position + HEAD_BYTES)])
-                prefix = self._prefixes.read(text)
-                if prefix.clock and run.first_at is None:
-                    run.first_at = self._cursor.at(prefix.clock)
-                if prefix.process and not prefix.process.startswith("pid="):
-                    run.note_process(prefix.process)
-                run.of_vllm = run.of_vllm or prefix.origin == "vllm"
-                position = end + 1
-                left -= 1
+        run = self.run
+        for start, text in islice(_heads(data, low, high), _SURVEY_LINES):
+            if run.first_at is not None and start - low > _SURVEY_BYTES:
+                return
+            prefix = self._prefixes.read(text)
+            if prefix.clock and run.first_at is None:
+                run.first_at = self._cursor.at(prefix.clock)
+            if prefix.process and not prefix.process.startswith("pid="):
+                run.note_process(prefix.process)
+            run.of_vllm = run.of_vllm or prefix.origin == "vllm"
 
     # -- requests and statistics ---------------------------------------------------------------------------------
 
@@ -436,6 +430,18 @@ def _lines_ahead(data: bytearray, position: int, high: int) -> list[str]:
     if not raw.isascii() or b"\x1b" in raw or b"\r" in raw or b"\x00" in raw:
         return []
     return raw.decode("ascii").split("\n") if raw else []
+
+
+def _heads(data: bytearray, position: int, high: int) -> Iterator[tuple[int, str]]:
+    """Where each line begins and its text, of a long or coloured one only as much as a prefix can take."""
+    while position < high:
+        for text in _lines_ahead(data, position, high):
+            yield position, text
+            position += len(text) + 1
+        if position < high:
+            end = line_end(data, position, high)
+            yield position, plain(data[position : min(end, position + HEAD_BYTES)])
+            position = end + 1
 
 
 def _read_whole(prefix: Prefix) -> bool:

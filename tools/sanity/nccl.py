@@ -176,7 +176,7 @@ async def _bisect(given: NcclInput, chosen: Chosen, environment: Mapping[str, st
         trial = trials.pop(0)
         shown = trial.shown(version)
         ran = await _once(given, chosen, environment, trial, context, note=f"({shown})")
-        passed = any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
+        passed = _passed(ran)
         report.tried.append(Tried(change=shown, passed=passed))
         if passed:
             if await _fails_still(given, chosen, environment, report, context):
@@ -192,11 +192,15 @@ async def _fails_still(given: NcclInput, chosen: Chosen, environment: Mapping[st
     for ever that happened to be left out when it had passed."""
     sheet = Sheet(report.tool, given.lang)
     ran = await _once(given, chosen, environment, Trial(), context, note=f"({sheet.word('nccl-unchanged')})")
-    passed = any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
-    if passed:
-        report.tried.append(Tried(change=sheet.word("nccl-unchanged"), passed=True))
-        report.summary += sheet.word("nccl-not-again")
-    return not passed
+    if not _passed(ran):
+        return True
+    report.tried.append(Tried(change=sheet.word("nccl-unchanged"), passed=True))
+    report.summary += sheet.word("nccl-not-again")
+    return False
+
+
+def _passed(ran: Ran) -> bool:
+    return any(e["event"] == "verdict" and e.get("passed") is True for e in ran.events)
 
 
 def _cured(report: NcclReport, trial: Trial, lang: Language) -> None:

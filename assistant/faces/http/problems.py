@@ -19,7 +19,7 @@ from assistant.faces.http.wanted import GONE
 from assistant.readers import ReadersError
 from assistant.security.authentication import UnauthenticatedError
 from assistant.security.roles import ForbiddenError
-from assistant.service import QuestionError
+from assistant.service import QuestionError, UndecidedError
 from assistant.store.database import NotFoundError, StoreError
 from assistant.store.incidents import StaleRevisionError
 from tools.registry import ActionError, ConsentError, DeadlineError, InputError, UnknownActionError
@@ -157,6 +157,7 @@ def install(app: FastAPI, metadata_url: str) -> None:
         (ForbiddenError, 403),
         (InputError, 422),
         (QuestionError, 422),
+        (UndecidedError, 409),
         (ReadersError, 422),
         (DeadlineError, 504),
         (TimeoutError, 504),

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from assistant.acting import enqueue, perform
-from assistant.checked import found_by
 from assistant.faces.http.diagnoses import (
     LOOK_EVERY_S,
     STREAM_S,
@@ -204,13 +203,7 @@ async def look(request: Request, who: Sender, job: JobId) -> Response:
 )
 async def decide(request: Request, who: Sender, job: JobId, language: Language = None) -> Response:
     """A new incident of what a finished check found and, where it was made for one, what that incident knows."""
-    service = service_of(request)
-    found = await service.job(who, job)
-    if not found.finished:
-        return problem(request, 409, f"The job is not finished; its state is {found.state}.")
-    if found_by(found) is None:
-        return problem(request, 409, f"The check {found.action} has found nothing that a diagnosis could use.")
-    deciding = service.with_check(who, job, Ask(language=language), face="http")
+    deciding = service_of(request).with_check(who, job, Ask(language=language), face="http")
     answered = await while_wanted(request, deciding)
     return Json(answered.to_json(), status_code=201, headers=location(answered))
 
